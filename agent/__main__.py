@@ -1,0 +1,5 @@
+"""`python -m agent` is `podhook`."""
+
+from agent.cli import main
+
+main()

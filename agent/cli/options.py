@@ -1,0 +1,120 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from agent.bus.broker import Broker
+
+BROKER_PANEL = "Broker"
+
+
+class Format(StrEnum):
+    """How results are written."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+BrokerUrl = Annotated[
+    str,
+    typer.Option(
+        "--broker",
+        envvar="PODHOOK_BROKER",
+        metavar="URL",
+        help="mqtt://[USER[:PASSWORD]@]HOST[:PORT], or mqtts:// for TLS.",
+        rich_help_panel=BROKER_PANEL,
+    ),
+]
+TopicRoot = Annotated[
+    str,
+    typer.Option(
+        envvar="PODHOOK_TOPIC_ROOT", metavar="TOPIC", help="First level of every topic.", rich_help_panel=BROKER_PANEL
+    ),
+]
+UserFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="PODHOOK_BROKER_USER_FILE", metavar="FILE", help="File with the user.", rich_help_panel=BROKER_PANEL
+    ),
+]
+PasswordFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="PODHOOK_BROKER_PASSWORD_FILE",
+        metavar="FILE",
+        help="File with the password.",
+        rich_help_panel=BROKER_PANEL,
+    ),
+]
+CaFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="PODHOOK_BROKER_CA_FILE",
+        metavar="FILE",
+        help="CA certificates for mqtts://.",
+        rich_help_panel=BROKER_PANEL,
+    ),
+]
+CertFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="PODHOOK_BROKER_CERT_FILE", metavar="FILE", help="Client certificate.", rich_help_panel=BROKER_PANEL
+    ),
+]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="PODHOOK_BROKER_KEY_FILE", metavar="FILE", help="Key of the certificate.", rich_help_panel=BROKER_PANEL
+    ),
+]
+Namespaces = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--namespace", "-n", metavar="NAME", help="Namespace of the pods; may be given again. [default: default]"
+    ),
+]
+AllNamespaces = Annotated[bool, typer.Option("--all-namespaces", "-A", help="Pods of every namespace.")]
+OutputFormat = Annotated[
+    Format, typer.Option("--output", "-o", metavar="table|json", help="table for people, json for scripts.")
+]
+
+DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
+
+
+def broker_from(
+    url: str,
+    user_file: Path | None,
+    password_file: Path | None,
+    ca_file: Path | None,
+    cert_file: Path | None,
+    key_file: Path | None,
+) -> Broker:
+    """The broker that these options name. Raises InvalidSettings."""
+    from agent.bus.broker import parse_broker
+
+    return parse_broker(
+        url,
+        user_file=user_file,
+        password_file=password_file,
+        ca_file=ca_file,
+        certificate_file=cert_file,
+        key_file=key_file,
+    )
+
+
+def namespaces_from(names: list[str] | None, every: bool) -> frozenset[str] | None:
+    """The namespaces that are meant; None for all. Raises BadInput for what is no name."""
+    from agent.contract.errors import BadInput
+    from agent.contract.topics import check_name
+
+    if every and names:
+        raise BadInput("--namespace and --all-namespaces contradict each other; give one of them")
+    if every:
+        return None
+    return frozenset(check_name("--namespace", name) for name in names or ["default"])

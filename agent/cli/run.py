@@ -1,0 +1,240 @@
+"""`podhook run`: run the hooks of a file, one verdict each."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agent.cli import options
+from agent.cli.check import name_of, read_file
+from agent.cli.exits import Exit, errors_as_exits, logs_for_people, tell
+
+if TYPE_CHECKING:
+    from agent.bus.broker import Broker
+    from agent.coordinator import Coordinator, HookCall, RunResult
+
+
+class Strategy(StrEnum):
+    """Which of the selected pods run the hook."""
+
+    ONE = "ExecuteOnOne"
+    ALL = "ExecuteOnAll"
+
+
+def command(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="YAML of one or more HookTemplates; - for standard input.")
+    ],
+    namespace: options.Namespaces = None,
+    all_namespaces: options.AllNamespaces = False,
+    timeout: Annotated[
+        str, typer.Option(metavar="DURATION", help="Per attempt, as Kubernetes writes it: 30s, 5m, 1h30m.")
+    ] = "5m",
+    max_retry: Annotated[
+        int, typer.Option(metavar="N", min=0, max=100, help="How often a failed attempt is repeated.")
+    ] = 0,
+    retry_unknown: Annotated[
+        bool,
+        typer.Option("--retry-unknown", help="Repeat also interrupted and lost attempts, which may have run."),
+    ] = False,
+    max_parallel: Annotated[int | None, typer.Option(metavar="N", min=1, help="Pods at once. [default: all]")] = None,
+    max_errors: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=0, help="Start no more pods once more than this many failed. [default: no bound]"
+        ),
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option("--param", "-p", metavar="NAME=VALUE", help="A parameter of the hook; may be given again."),
+    ] = None,
+    selector: Annotated[
+        str | None,
+        typer.Option(
+            "--selector", "-l", metavar="SELECTOR", help="Run in these pods instead of the hook's own selector."
+        ),
+    ] = None,
+    strategy: Annotated[Strategy | None, typer.Option(help="Instead of the hook's own strategy.")] = None,
+    expect: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Fail unless exactly this many pods are selected.")
+    ] = None,
+    allow_empty: Annotated[bool, typer.Option("--allow-empty", help="Accept that no pod is selected.")] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Go on without selected pods whose agent is offline.")
+    ] = False,
+    start_within: Annotated[
+        str, typer.Option(metavar="DURATION", help="A trigger not started within this is void (at most 15m).")
+    ] = "30s",
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", "-k", help="Run the next hook although one did not succeed.")
+    ] = False,
+    output: options.OutputFormat = options.Format.TABLE,
+    broker: options.BrokerUrl = options.DEFAULT_BROKER,
+    topic_root: options.TopicRoot = "podhook",
+    broker_user_file: options.UserFile = None,
+    broker_password_file: options.PasswordFile = None,
+    broker_ca_file: options.CaFile = None,
+    broker_cert_file: options.CertFile = None,
+    broker_key_file: options.KeyFile = None,
+) -> None:
+    """Run the hooks of a file in order, through the agents of the selected pods, and gather one verdict a hook.
+
+    A hook that does not succeed ends the run; --keep-going runs the rest too. Results go to standard output, what
+    happens meanwhile to standard error. JSON is one object a line and hook. Ctrl-C cancels what was started and says
+    what state each pod is in; a second one waits no longer for that.
+
+    Exit codes: 0 succeeded, 1 a hook failed, 2 usage or invalid file, 3 no targets or missing agents (nothing was
+    triggered), 4 broker unreachable or refused us, 130 interrupted.
+    """
+    with errors_as_exits():
+        from agent.contract.durations import parse_duration
+        from agent.contract.errors import BadInput, InvalidHook, Problem
+        from agent.coordinator import HookCall, load_hooks
+
+        def seconds(flag: str, text: str) -> float:
+            try:
+                return parse_duration(text)
+            except BadInput as error:
+                raise BadInput(f"{flag} {error}") from error
+
+        address = options.broker_from(
+            broker, broker_user_file, broker_password_file, broker_ca_file, broker_cert_file, broker_key_file
+        )
+        calls = [
+            HookCall(
+                hook,
+                namespaces=options.namespaces_from(namespace, all_namespaces),
+                params=_params(param or []),
+                timeout_seconds=seconds("--timeout", timeout),
+                start_window_seconds=seconds("--start-within", start_within),
+                max_retry=max_retry,
+                retry_unknown=retry_unknown,
+                max_parallel=max_parallel,
+                max_errors=max_errors,
+                expect=expect,
+                allow_empty=allow_empty,
+                allow_missing=allow_missing,
+                selector=selector,
+                strategy=str(strategy) if strategy else None,
+            )
+            for hook in load_hooks(read_file(file), name=name_of(file))
+        ]
+        problems: list[Problem] = []
+        for call in calls:  # all of them before the first: a typo in the last must not be found half way
+            try:
+                call.check()
+            except InvalidHook as error:
+                problems += [Problem(f"{call.hook.name}: {found.path}", found.message) for found in error.problems]
+        if problems:
+            raise InvalidHook(problems)
+        logs_for_people()
+        executed = asyncio.run(execute(address, topic_root, calls, output=output, keep_going=keep_going))
+        raise typer.Exit(exit_code(executed))
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """What came of the hooks that were run, and whether somebody stopped us in the middle."""
+
+    runs: tuple[RunResult, ...]
+    interrupted: bool
+
+
+async def execute(
+    broker: Broker,
+    topic_root: str,
+    calls: Sequence[HookCall],
+    *,
+    output: options.Format,
+    keep_going: bool,
+    quiet: bool = False,
+    before: Callable[[HookCall], None] | None = None,
+) -> Executed:
+    """Run calls one after the other, show them, and return their results. Ctrl-C and SIGTERM cancel the present one.
+
+    The second Ctrl-C waits no longer to hear how it ended. `quiet` shows no events, only results. `before` is called
+    before each call. Raises LinkDown, BrokerRefused.
+    """
+    from agent.coordinator import Coordinator, Verdict
+
+    runs: list[RunResult] = []
+    stops = 0
+    async with Coordinator(broker, topic_root=topic_root) as coordinator:
+        loop = asyncio.get_running_loop()
+
+        def interrupt() -> None:
+            nonlocal stops
+            stops += 1
+            text = (
+                "stopping what was started; each pod has 10 s to say how it ended (again: do not wait)"
+                if stops == 1
+                else "waiting no longer"
+            )
+            coordinator.cancel() if stops == 1 else coordinator.cancel(within_seconds=0)
+            tell(text)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, interrupt)
+        try:
+            for call in calls:
+                if before is not None:
+                    before(call)
+                run = await _one(coordinator, call, output, quiet=quiet)
+                runs.append(run)
+                if stops or (run.verdict is not Verdict.SUCCEEDED and not keep_going):
+                    break
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+    left = len(calls) - len(runs)
+    if left and not quiet:
+        hint = "" if stops else "; --keep-going runs them all the same"
+        tell(f"{left} more hook{'s' * (left > 1)} not run{hint}")
+    return Executed(tuple(runs), stops > 0)
+
+
+def exit_code(executed: Executed) -> Exit:
+    """The worst of all verdicts, as the shell hears it; whoever interrupts hears that."""
+    from agent.coordinator import Verdict
+
+    verdicts = [run.verdict for run in executed.runs]
+    if executed.interrupted:
+        return Exit.INTERRUPTED
+    if Verdict.FAILED in verdicts:
+        return Exit.FAILED
+    return Exit.NO_TARGETS if Verdict.NOT_STARTED in verdicts else Exit.SUCCEEDED
+
+
+async def _one(coordinator: Coordinator, call: HookCall, output: options.Format, *, quiet: bool) -> RunResult:
+    from agent.cli.view import RunView, print_result
+
+    if quiet:
+        run = await coordinator.run(call)
+    else:
+        with RunView(call.hook.name) as view:
+            run = await coordinator.run(call, on_event=view)
+    if output is options.Format.JSON:
+        print(json.dumps(run.to_json()), flush=True)
+    else:
+        print_result(run)
+    return run
+
+
+def _params(given: list[str]) -> dict[str, str]:
+    from agent.contract.errors import BadInput
+
+    params = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals or not name:
+            raise BadInput(f"--param {each!r}: write NAME=VALUE")
+        params[name] = value
+    return params

@@ -1,0 +1,179 @@
+"""What people see of a run: a live table on a terminal, one line an event elsewhere, and the table of results."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterable
+from typing import Self
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from agent.contract.durations import format_duration
+from agent.contract.messages import Result
+from agent.contract.states import Outcome
+from agent.coordinator import RunEvent, RunResult, Target
+
+_STYLES = {
+    Outcome.SUCCEEDED: "green",
+    Outcome.FAILED: "red",
+    Outcome.TIMED_OUT: "red",
+    Outcome.REJECTED: "yellow",
+    Outcome.CANCELLED: "yellow",
+    Outcome.INTERRUPTED: "magenta",
+    Outcome.UNREACHABLE: "yellow",
+    Outcome.LOST: "magenta",
+}
+WIDTH_WITHOUT_TERMINAL = 200
+#: More rows than this are counted, not drawn.
+MAX_LIVE_ROWS = 30
+
+
+class RunView:
+    """Watches one run. Everything goes to standard error, so standard output stays the result's."""
+
+    def __init__(self, hook: str) -> None:
+        self._hook = hook
+        self._console = Console(stderr=True)
+        self._rows: dict[Target, tuple[str, str]] = {}
+        self._begun = time.monotonic()
+        live = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._live = self._new_live() if live else None
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, event: RunEvent) -> None:
+        """Take an event in."""
+        for target in event.targets:
+            self._rows[target] = ("waiting", "")
+        if event.target is not None:
+            state = str(event.result.outcome) if event.result else event.kind
+            if event.kind not in ("asked", "dropped", "broker", "running") or event.target not in self._rows:
+                self._rows[event.target] = (state, event.text)
+        if self._live is None:
+            self._line(event)
+
+    def _new_live(self) -> Live:
+        return Live(
+            console=self._console,
+            refresh_per_second=8,
+            transient=True,
+            redirect_stdout=False,
+            get_renderable=self._table,
+        )
+
+    def _line(self, event: RunEvent) -> None:
+        if event.kind in ("running", "asked"):
+            return
+        what = str(event.result.outcome) if event.result else event.kind
+        words = [f"{time.monotonic() - self._begun:7.3f}s", self._hook]
+        if event.target is not None:
+            words.append(str(event.target))
+        words.append(what)
+        if event.targets:
+            words.append(f"{len(event.targets)} pod{'s' * (len(event.targets) != 1)}")
+        if event.attempt > 1:
+            words.append(f"(attempt {event.attempt})")
+        if event.text:
+            words.append(f"- {event.text}")
+        with contextlib.suppress(OSError):  # whoever read it may be gone; the run is not
+            print(" ".join(words), file=sys.stderr, flush=True)
+
+    def _table(self) -> Table:
+        table = Table(
+            title=f"{self._hook}  {time.monotonic() - self._begun:.1f}s", box=box.SIMPLE, title_justify="left"
+        )
+        for column in ("POD", "STATE", ""):
+            table.add_column(column, overflow="ellipsis", no_wrap=True)
+        rows = list(self._rows.items())  # one step: it is drawn by a thread
+        for target, (state, text) in sorted(rows)[:MAX_LIVE_ROWS]:
+            table.add_row(Text(str(target)), _state(state), Text(text))
+        if len(rows) > MAX_LIVE_ROWS:
+            ended = sum(state in set(Outcome) for _, (state, _) in rows)
+            table.add_row(f"... {len(rows)} pods in all", f"{ended} ended", "")
+        return table
+
+
+def console_for_results() -> Console:
+    """Standard output; in a file or a pipe lines are as long as they need to be, within reason."""
+    return Console() if sys.stdout.isatty() else Console(width=WIDTH_WITHOUT_TERMINAL)
+
+
+def print_result(run: RunResult) -> None:
+    """One hook's results as a table, and its verdict in a sentence, on standard output."""
+    console = console_for_results()
+    if run.targets:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("POD", overflow="fold")
+        table.add_column("OUTCOME", no_wrap=True)
+        table.add_column("TIME", justify="right", no_wrap=True)
+        table.add_column("DETAIL", overflow="fold")
+        for each in run.targets:
+            table.add_row(
+                Text(str(each.target)),
+                _state(str(each.result.outcome)),
+                format_duration(each.result.duration_seconds) if each.result.started_at else "-",
+                Text(detail_of(each.result, each.attempt)),
+            )
+        console.print(table)
+    for note in run.notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    console.print(Text.assemble(f"{run.hook}: ", _state(str(run.verdict)), f" - {_sentence(run)}"), soft_wrap=True)
+
+
+def detail_of(result: Result, attempt: int = 1) -> str:
+    """What is worth saying of an outcome in one cell: why, or the first lines that came out."""
+    words = [f"attempt {attempt}"] if attempt > 1 else []
+    if result.error is not None:
+        words.append(result.error.message)
+    elif result.http_status is not None:
+        words.append(f"HTTP {result.http_status}")
+    output = result.stderr if result.error is not None and result.stderr.text else result.stdout
+    text = output.text.strip()
+    if text and output.encoding == "utf-8":
+        words.append(_short(text))
+    words += [f"note: {note}" for note in result.notes]
+    return "; ".join(words)
+
+
+def _sentence(run: RunResult) -> str:
+    if run.error is not None:
+        return run.error.message
+    counts = dict.fromkeys(Outcome, 0)
+    for each in run.targets:
+        counts[each.result.outcome] += 1
+    parts = [f"{count} {outcome}" for outcome, count in counts.items() if count]
+    return f"{', '.join(parts) or 'no pods'} in {format_duration(run.duration_seconds)} (run {run.run_id})"
+
+
+def summary_of(runs: Iterable[RunResult]) -> str:
+    """All verdicts in one sentence."""
+    counts: dict[str, int] = {}
+    for run in runs:
+        counts[str(run.verdict)] = counts.get(str(run.verdict), 0) + 1
+    return ", ".join(f"{count} {verdict.replace('_', ' ')}" for verdict, count in counts.items())
+
+
+def _state(state: str) -> Text:
+    try:
+        return Text(state, style=_STYLES[Outcome(state)])
+    except ValueError:
+        return Text(state, style="yellow" if state in ("cancelled", "not_started") else "")
+
+
+def _short(text: str, limit: int = 160) -> str:
+    lines = " | ".join(line.strip() for line in text.splitlines() if line.strip())
+    printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in lines)
+    return printable if len(printable) <= limit else f"{printable[:limit]}..."

@@ -1,0 +1,1 @@
+"""What travels and what it means. Pure: no event loop, no sockets, no clock."""

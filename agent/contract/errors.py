@@ -1,0 +1,183 @@
+"""The tree of errors. The type says whose fault it was and whether trying again can help.
+
+::
+
+    PodhookError
+    |-- BadInput              the sender's or the author's fault; the same input fails again
+    |   |-- MalformedMessage  a payload that is no message of ours (bytes, JSON, CloudEvent, fields)
+    |   |-- UnknownType       a message type or major version that this podhook does not speak
+    |   |-- InvalidHook       a HookTemplate with problems; carries all of them
+    |   `-- InvalidSettings   a flag or a PODHOOK_* variable that cannot be used
+    |-- Refusal               an agent says no before anything ran; `temporary` says whether to try again
+    |-- IllegalMove           a bug: a state that cannot follow the present one
+    |-- JournalUnavailable    the disk's fault; goes away when it has room and works again
+    |   `-- JournalNewer      written by a newer podhook; goes away with an upgrade
+    `-- BusError              the broker's or the network's side
+        |-- LinkDown          not connected, or the connection broke: trying again makes sense
+        |-- BrokerRefused     the broker does not let us in: trying again helps only after a change
+        `-- PublishRefused    the broker refused this one message (MQTT 5 reason code >= 0x80)
+"""
+
+# ruff: noqa: N818 - an error is named for what happened, as in trio
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class ErrorCode(StrEnum):
+    """The stable names of what can go wrong with an attempt; `error.code` of an outcome."""
+
+    # rejected: refused before anything ran
+    UNSIGNED = "unsigned"
+    WRONG_POD_UID = "wrong_pod_uid"
+    BEFORE_JOURNAL = "before_journal"
+    CLOCK_SKEW = "clock_skew"
+    EXPIRED = "expired"
+    DEADLINE_TOO_FAR = "deadline_too_far"
+    ID_REUSED = "id_reused"
+    STALE_ATTEMPT = "stale_attempt"
+    ATTEMPT_RUNNING = "attempt_running"
+    BUSY = "busy"
+    STOPPING = "stopping"
+    JOURNAL_UNAVAILABLE = "journal_unavailable"
+    UNKNOWN_CONTAINER = "unknown_container"
+    CONTAINER_NOT_ENTERABLE = "container_not_enterable"
+    UNKNOWN_PORT = "unknown_port"
+    UNKNOWN_HOOK = "unknown_hook"
+    INVALID_ACTION = "invalid_action"
+    UNSUPPORTED = "unsupported"
+
+    AGENT_RESTARTED_BEFORE_START = "agent_restarted_before_start"
+
+    # failed: it ran, or could not be started
+    EXIT_CODE = "exit_code"
+    SIGNAL = "signal"
+    NOT_FOUND = "not_found"
+    NOT_EXECUTABLE = "not_executable"
+    START_FAILED = "start_failed"
+    HTTP_STATUS = "http_status"
+    HTTP_PROTOCOL = "http_protocol"
+    TOO_MANY_REDIRECTS = "too_many_redirects"
+    TLS = "tls"
+    CONNECTION_REFUSED = "connection_refused"
+    CONNECTION_TIMED_OUT = "connection_timed_out"
+    CONNECTION_FAILED = "connection_failed"
+    NAME_NOT_FOUND = "name_not_found"
+    NO_ROUTE = "no_route"
+    INTERNAL = "internal"
+
+    # timed_out, cancelled, interrupted
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+    TOMBSTONED = "tombstoned"
+    AGENT_RESTARTED = "agent_restarted"
+    AGENT_STOPPED = "agent_stopped"
+
+    # said by the coordinator: unreachable, lost
+    NEVER_PUBLISHED = "never_published"
+    NEVER_SEEN = "never_seen"
+    OFFLINE = "offline"
+    STOPPED_AFTER_ERRORS = "stopped_after_errors"
+    SILENT = "silent"
+
+
+#: Rejections that pass by themselves; only these are repeated by `maxRetry` (SEMANTICS: Retries).
+TEMPORARY = frozenset(
+    {
+        ErrorCode.BUSY,
+        ErrorCode.STOPPING,
+        ErrorCode.JOURNAL_UNAVAILABLE,
+        ErrorCode.BEFORE_JOURNAL,
+        ErrorCode.AGENT_RESTARTED_BEFORE_START,
+    }
+)
+
+
+class PodhookError(Exception):
+    """Root of every error that podhook raises on purpose."""
+
+
+class BadInput(PodhookError):
+    """The sender's or the author's fault: the same input will fail again."""
+
+
+class MalformedMessage(BadInput):
+    """A payload that is not one of our messages."""
+
+
+class UnknownType(BadInput):
+    """A message type, or a major version of one, that this podhook does not speak."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong in a document: where (`spec.action.httpGet.port`), and what to do about it."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class InvalidHook(BadInput):
+    """A HookTemplate that cannot be used; `problems` has every reason, in document order."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class InvalidSettings(BadInput):
+    """A flag or an environment variable that cannot be used; the message names it."""
+
+
+class Refusal(PodhookError):
+    """An agent's no, said before anything ran. Becomes a `rejected` outcome."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+    @property
+    def temporary(self) -> bool:
+        """Whether the same trigger may be accepted later without anybody changing anything."""
+        return self.code in TEMPORARY
+
+
+class IllegalMove(PodhookError):
+    """A move that the state table does not have. Nothing was changed."""
+
+
+class JournalUnavailable(PodhookError):
+    """The journal cannot record now (disk full, read-only, broken); nothing may run meanwhile."""
+
+
+class JournalNewer(JournalUnavailable):
+    """The journal was written by a newer podhook and is left untouched."""
+
+
+class BusError(PodhookError):
+    """Something between us and the broker."""
+
+
+class LinkDown(BusError):
+    """Not connected, or the connection broke while waiting. Trying again makes sense."""
+
+
+class BrokerRefused(BusError):
+    """The broker answered and said no (credentials, client id, protocol). Change something first."""
+
+
+class PublishRefused(BusError):
+    """The broker refused one message; `reason_code` is MQTT 5's (section 2.4), >= 0x80."""
+
+    def __init__(self, topic: str, reason_code: int, reason: str) -> None:
+        super().__init__(
+            f"the broker refused a publish to {topic!r}: {reason} (reason code 0x{reason_code:02x}); "
+            "check this user's access rules"
+        )
+        self.reason_code = reason_code

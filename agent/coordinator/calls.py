@@ -1,0 +1,213 @@
+"""A hook and how it is called: parameters filled in, limits given. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from agent.contract.actions import Action
+from agent.contract.errors import InvalidHook, Problem
+from agent.contract.messages import (
+    DEFAULT_TIMEOUT_SECONDS,
+    MAX_ATTEMPTS,
+    MAX_COMMAND_BYTES,
+    MAX_START_WINDOW_SECONDS,
+    MAX_TIMEOUT_SECONDS,
+)
+from agent.contract.rendering import RenderError, expand
+from agent.contract.templates import Executor, Hook, HookSpec, PodExecutor, rendered_fields, used_placeholders
+from agent.coordinator.targets import executor_of
+
+#: A command is an action and this much at most: its envelope, names and times.
+ENVELOPE_BYTES = 8 * 1024
+#: How long a trigger may take to be started, on its way and in the agent.
+DEFAULT_START_WINDOW_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class HookCall:
+    """One call of a hook. Times are seconds.
+
+    `namespaces` None means all. `max_parallel` and `max_errors` None mean no bound. `expect` is how many pods must be
+    selected. `params` fill the hook's parameters.
+    """
+
+    hook: Hook
+    namespaces: frozenset[str] | None = frozenset({"default"})
+    params: Mapping[str, str] = field(default_factory=dict)
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+    start_window_seconds: float = DEFAULT_START_WINDOW_SECONDS
+    max_retry: int = 0
+    retry_unknown: bool = False
+    max_parallel: int | None = None
+    max_errors: int | None = None
+    expect: int | None = None
+    allow_empty: bool = False
+    allow_missing: bool = False
+    selector: str | None = None
+    strategy: str | None = None
+
+    def executor(self) -> PodExecutor:
+        """The Pod executor, with the call's own selector and strategy where given.
+
+        Raises:
+            InvalidHook: none is there, or one that cannot be run yet.
+        """
+        present = self.hook.spec.executor
+        if self.selector is not None:
+            if present is not None and present.type != "Pod":
+                executor_of(present)
+            pod: dict[str, Any] = present.pod.model_dump(by_alias=True) if present and present.pod else {}
+            pod["selector"] = self.selector
+            present = _validated(Executor, {"type": "Pod", "pod": pod})
+        if present is None:
+            raise InvalidHook([Problem("executor", "is missing: add one, or say in which pods with --selector")])
+        pod_executor = executor_of(present)
+        if self.strategy is not None:
+            merged = {**pod_executor.model_dump(by_alias=True), "strategy": self.strategy}
+            pod_executor = _validated(PodExecutor, merged)
+        return pod_executor
+
+    def action(self) -> Action:
+        """The action with its parameters filled in.
+
+        Raises:
+            InvalidHook: a parameter is missing or unknown, or the rendered action is no longer valid.
+        """
+        spec = self.hook.spec
+        if spec.action is None:
+            raise InvalidHook([Problem("action", "is required: give one of exec, httpGet, httpPost, tcpSocket")])
+        values = self._values(spec)
+        document = spec.action.model_dump(by_alias=True, exclude_none=True)
+        problems = []
+        data = {"Params": dict(values)}
+        for path, text in rendered_fields(spec):
+            try:
+                _set(document, path.removeprefix("action."), expand(text, data, values))
+            except RenderError as error:
+                problems.append(Problem(path, str(error)))
+        if problems:
+            raise InvalidHook(problems)
+        rendered: Action = _validated(Action, document)
+        return rendered
+
+    def check(self) -> None:
+        """Everything that can be checked without a broker.
+
+        Raises:
+            InvalidHook: with what does not fit.
+        """
+        problems = []
+        if not 0 < self.timeout_seconds <= MAX_TIMEOUT_SECONDS:
+            problems.append(Problem("timeout", f"must be more than 0s and at most {MAX_TIMEOUT_SECONDS}s (7 days)"))
+        if not 0 < self.start_window_seconds <= MAX_START_WINDOW_SECONDS:
+            problems.append(Problem("start window", f"must be more than 0s and at most {MAX_START_WINDOW_SECONDS}s"))
+        for name, value, least, most in (
+            ("max retry", self.max_retry, 0, MAX_ATTEMPTS - 1),
+            ("max parallel", self.max_parallel, 1, None),
+            ("max errors", self.max_errors, 0, None),
+            ("expect", self.expect, 0, None),
+        ):
+            if value is not None and (value < least or (most is not None and value > most)):
+                limits = f"at least {least}" + (f" and at most {most}" if most is not None else "")
+                problems.append(Problem(name, f"is {value}; it must be {limits}"))
+        for part in (self._check_usage_policy, self.executor, self._check_action):
+            try:
+                part()
+            except InvalidHook as error:
+                problems += error.problems
+        if problems:
+            raise InvalidHook(problems)
+
+    def _check_action(self) -> None:
+        spec = self.hook.spec
+        if spec.action is None and spec.executor is not None and spec.executor.type == "Function":
+            return  # a Function needs none
+        size = len(self.action().model_dump_json(by_alias=True, exclude_none=True).encode())
+        if size > MAX_COMMAND_BYTES - ENVELOPE_BYTES:
+            limit = MAX_COMMAND_BYTES - ENVELOPE_BYTES
+            text = f"has {size} bytes with its parameters; the limit is {limit}, agents take no larger command"
+            raise InvalidHook([Problem("action", f"{text}; put long text in a file")])
+
+    def _values(self, spec: HookSpec) -> dict[str, str]:
+        declared = {param.name: param for param in spec.params}
+        used = used_placeholders(spec)
+        text = " ".join(part for _, part in rendered_fields(spec))
+        problems = [
+            Problem(
+                f"param {name}",
+                f"is neither declared nor used by this hook (declared: {', '.join(declared) or 'none'})",
+            )
+            for name in self.params
+            if name not in declared and name not in used and f".Params.{name}" not in text
+        ]
+        values = {param.name: param.default for param in spec.params if param.default is not None}
+        values.update(self.params)
+        problems += [
+            Problem(
+                f"param {param.name}",
+                f"is required ({param.usage or 'no usage given'}); give --param {param.name}=VALUE",
+            )
+            for param in spec.params
+            if param.required and param.name not in values
+        ]
+        if problems:
+            raise InvalidHook(problems)
+        return values
+
+    def _check_usage_policy(self) -> None:
+        """A template that says in which namespaces it may be used is believed, as far as a file can be checked."""
+        policy = self.hook.spec.usage_policy.allowed_namespaces
+        home = self.hook.namespace
+        if home is None or policy.from_ == "All":
+            return
+        if policy.from_ == "Selector":
+            raise InvalidHook(
+                [
+                    Problem(
+                        "spec.usagePolicy",
+                        "from: Selector needs the labels of namespaces, which come with the Kubernetes coordinator; "
+                        "use Same or All",
+                    )
+                ]
+            )
+        if self.namespaces != frozenset({home}):
+            asked = "all namespaces" if self.namespaces is None else ", ".join(sorted(self.namespaces))
+            raise InvalidHook(
+                [
+                    Problem(
+                        "spec.usagePolicy",
+                        f"the template belongs to namespace {home!r} and may be used only there (from: Same), "
+                        f"not in {asked}; "
+                        f"run it with --namespace {home}, or write from: All",
+                    )
+                ]
+            )
+
+
+def _validated(model: Any, document: dict[str, Any]) -> Any:
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise InvalidHook(
+            [
+                Problem(
+                    ".".join(str(step) for step in detail["loc"]) or model.__name__.lower(),
+                    detail["msg"].removeprefix("Value error, "),
+                )
+                for detail in error.errors(include_url=False)
+            ]
+        ) from error
+
+
+def _set(document: dict[str, Any], path: str, value: str) -> None:
+    """Put a rendered text back where it came from: `exec.command[2]` or `httpPost.body`."""
+    kind, _, name = path.partition(".")
+    field_name, bracket, index = name.partition("[")
+    if bracket:
+        document[kind][field_name][int(index.rstrip("]"))] = value
+    else:
+        document[kind][field_name] = value

@@ -1,0 +1,146 @@
+"""The coordinator's end of the bus: what it publishes, who is online, and to which run a reply belongs."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+import structlog
+
+from agent.bus.link import Link
+from agent.bus.types import Delivery, Publication
+from agent.contract.errors import BadInput
+from agent.contract.events import CONTENT_TYPE, Kinds, open_event, seal
+from agent.contract.messages import MAX_COMMAND_BYTES, REPLIES, Message, Presence, Reply, Report
+from agent.contract.topics import Topics
+from agent.coordinator.targets import Target
+
+log = structlog.get_logger("podhook.coordinator")
+
+_REPLIES = Kinds.of(*REPLIES)
+_PRESENCE = Kinds.of(Presence)
+
+
+class Listener(Protocol):
+    """A run that hears replies."""
+
+    run_id: str
+
+    def hear(self, key: tuple[str, str], message: Message) -> None:
+        """A reply of the agent (namespace, pod)."""
+
+    def agent_restored(self, key: tuple[str, str]) -> None:
+        """That agent is online again."""
+
+
+@dataclass(slots=True)
+class Wire:
+    """Seals and publishes commands; hands replies to the runs that wait for them; keeps everybody's presence."""
+
+    link: Link
+    topics: Topics
+    coordinator: str
+    now: Callable[[], datetime]
+    presences: dict[tuple[str, str], Presence] = field(default_factory=dict)
+    on_presence: Callable[[], None] = lambda: None
+    _listeners: dict[str, Listener] = field(default_factory=dict)
+    _queries: dict[str, str] = field(default_factory=dict)
+    _unconfirmed: set[tuple[str, str]] = field(default_factory=set)
+
+    # -- out
+
+    def seal(self, message: Message) -> bytes:
+        """The CloudEvent of a command, said by this coordinator now."""
+        source = f"/coordinators/{self.coordinator}"
+        return seal(message, source=source, time=self.now(), event_id=str(uuid.uuid4()))
+
+    async def publish(
+        self, target: Target, payload: bytes, expiry_seconds: int, submitted: Callable[[], None] | None
+    ) -> None:
+        """Publish a command to a target. Raises LinkDown, PublishRefused (see `Link.publish`)."""
+        publication = Publication(
+            self.topics.commands(target.namespace, target.pod),
+            payload,
+            content_type=CONTENT_TYPE,
+            expiry_seconds=expiry_seconds,
+        )
+        await self.link.publish(publication, submitted=submitted)
+
+    def query_id(self, listener: Listener) -> str:
+        """The id of a run's questions; its reports come back under it."""
+        query_id = self._queries.get(listener.run_id)
+        if query_id is None:
+            query_id = self._queries[listener.run_id] = str(uuid.uuid4())
+            self._listeners[query_id] = listener
+        return query_id
+
+    def is_online(self, target: Target) -> bool:
+        """Whether the target's presence does not say offline. An unknown or newer pod is asked all the same."""
+        presence = self.presences.get(target.key)
+        return presence is None or presence.state == "online"
+
+    # -- in
+
+    def link_lost(self) -> None:
+        """Until the link is back nobody's presence is certain: who says goodbye meanwhile is not told again."""
+        self._unconfirmed = set(self.presences)
+
+    def presence_complete(self) -> None:
+        """Everything retained has come: forget whom the broker does not know any more."""
+        for key in self._unconfirmed:
+            self.presences.pop(key, None)
+        self._unconfirmed.clear()
+
+    def listen(self, listener: Listener) -> None:
+        """Hand replies of this run to `listener` until `forget`."""
+        self._listeners[listener.run_id] = listener
+
+    def forget(self, listener: Listener) -> None:
+        """The run is over: later replies are nobody's."""
+        self._listeners.pop(listener.run_id, None)
+        self._listeners.pop(self._queries.pop(listener.run_id, ""), None)
+
+    def take(self, delivery: Delivery) -> None:
+        """A message arrived: a presence or a reply. What cannot be read is logged and dropped."""
+        try:
+            if self.topics.is_presence(delivery.topic):
+                self._take_presence(delivery)
+            else:
+                self._take_reply(delivery)
+        except BadInput as error:
+            log.warning("reply.refused", topic=delivery.topic, error=str(error))
+
+    def _take_presence(self, delivery: Delivery) -> None:
+        key = self.topics.parse_presence(delivery.topic)
+        self._unconfirmed.discard(key)
+        if not delivery.payload:
+            self.presences.pop(key, None)
+            self.on_presence()
+            return
+        presence: Presence = open_event(delivery.payload, _PRESENCE, limit_bytes=MAX_COMMAND_BYTES).data
+        if (presence.namespace, presence.pod) != key:
+            raise BadInput(f"presence of {presence.namespace}/{presence.pod} on another agent's topic")
+        before = self.presences.get(key)
+        self.presences[key] = presence
+        self.on_presence()
+        if presence.state == "online" and (before is None or before.state == "offline") and not delivery.retain:
+            for listener in set(self._listeners.values()):
+                listener.agent_restored(key)
+
+    def _take_reply(self, delivery: Delivery) -> None:
+        address = self.topics.parse_reply(delivery.topic)
+        listener = self._listeners.get(address.run_id)
+        if listener is None or address.coordinator != self.coordinator:
+            return
+        message = open_event(delivery.payload, _REPLIES, limit_bytes=MAX_COMMAND_BYTES).data
+        if isinstance(message, Reply | Report) and (message.namespace, message.pod) != (
+            address.namespace,
+            address.pod,
+        ):
+            raise BadInput(f"reply of {message.namespace}/{message.pod} on another agent's topic")
+        if isinstance(message, Reply | Report) and message.run_id != listener.run_id:
+            raise BadInput(f"reply about run {message.run_id} on the topic of another run")
+        listener.hear((address.namespace, address.pod), message)

@@ -1,0 +1,348 @@
+"""Starting a command, knowing what it started, and leaving nothing of it behind.
+
+`Launcher` is the seam: here a command starts in the agent's own container. A process is held by its pidfd and is
+reaped only after its group was dealt with, so no signal ever reaches a pid that was given to somebody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+#: Stands in the environment of everything an attempt starts, and names pod and attempt: how its strays are found.
+#: The trigger id alone would not do: every target of a run has the same.
+MARK_VARIABLE = "PODHOOK_ATTEMPT"
+#: In the middle of an execve an environment reads as empty: a stray would be missed, so it is looked at again.
+_LOOKS = 3
+_LOOK_AGAIN_SECONDS = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What to start. `environment` is the whole environment, not an addition; `mark` stands in it."""
+
+    argv: Sequence[str]
+    environment: Mapping[str, str]
+    container: str
+    mark: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a process ended: by an exit code, or by a signal (its name)."""
+
+    exit_code: int | None = None
+    signal: str | None = None
+
+
+class StartError(Exception):
+    """A command could not be started; `errno` says why, as the kernel has it."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error.strerror or str(error))
+        self.errno = error.errno or errno.EIO
+
+
+class Process(Protocol):
+    """A command that was started."""
+
+    stdout: int
+    stderr: int
+
+    async def wait(self) -> ExitStatus:
+        """Wait until the command itself has exited. It is not reaped yet: its pid stays its own."""
+
+    def terminate(self) -> None:
+        """SIGTERM to its process group."""
+
+    def remaining(self) -> list[int]:
+        """Pids of everything it started that still lives, itself excluded."""
+
+    async def kill_everything(self) -> list[int]:
+        """SIGKILL to everything it started; returns pids that outlived it (uninterruptible sleep)."""
+
+    def close(self) -> None:
+        """Reap it and close its descriptors. Call once, after `wait`."""
+
+
+class Launcher(Protocol):
+    """Starts commands."""
+
+    def start(self, launch: Launch) -> Process:
+        """Start a command in a session of its own, without standard input.
+
+        Raises:
+            StartError: it could not be started.
+        """
+
+
+class LocalLauncher:
+    """Starts commands in the agent's own container, as the agent's own user.
+
+    `running` has the pids that it will reap itself.
+    """
+
+    def __init__(self) -> None:
+        self.running: set[int] = set()
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:  # inherited: the kernel would reap, and tell nobody
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    def start(self, launch: Launch) -> Process:
+        """See `Launcher.start`."""
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            try:
+                stdout, out_write = _pipe(ours, theirs)
+                stderr, err_write = _pipe(ours, theirs)
+                process = subprocess.Popen(  # noqa: S603 (running what a trigger says is the purpose)
+                    list(launch.argv),
+                    env=dict(launch.environment),
+                    stdin=subprocess.DEVNULL,
+                    stdout=out_write,
+                    stderr=err_write,
+                    start_new_session=True,  # vfork under it: no preexec_fn, so threads never meet a fork
+                )
+                pidfd = _hold(process)
+            except OSError as error:
+                raise StartError(error) from error
+            ours.pop_all()  # from here on the process closes them
+        self.running.add(process.pid)
+        return LocalProcess(process, pidfd, stdout, stderr, launch.mark, self.running.discard)
+
+
+class LocalProcess:
+    """A command in the agent's own container."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        pidfd: int,
+        stdout: int,
+        stderr: int,
+        mark: str,
+        closed: Callable[[int], None],
+    ) -> None:
+        self._popen = process
+        self._closed = closed
+        self._pid = process.pid
+        self._pidfd = pidfd
+        self._mark = f"{MARK_VARIABLE}={mark}".encode()
+        self.stdout = stdout
+        self.stderr = stderr
+
+    async def wait(self) -> ExitStatus:
+        """See `Process.wait`."""
+        loop = asyncio.get_running_loop()
+        exited: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(self._pidfd, _settle, exited)
+        try:
+            await exited
+        finally:
+            loop.remove_reader(self._pidfd)
+        return _status(os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT))  # noqa: ASYNC222 (it has exited)
+
+    def terminate(self) -> None:
+        """See `Process.terminate`."""
+        self._signal_group(signal.SIGTERM)
+
+    def remaining(self) -> list[int]:
+        """See `Process.remaining`."""
+        return sorted(pid for pid in descendants(self._pid, self._mark) if pid != self._pid)
+
+    async def kill_everything(self) -> list[int]:
+        """See `Process.kill_everything`."""
+        left: dict[int, int] = {}
+        for pause in (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 0):
+            self._signal_group(signal.SIGKILL)  # before the first pause: who calls may be cancelled in it
+            left = descendants(self._pid, self._mark)
+            for pid, started in left.items():
+                _kill(pid, started)
+            if not left:
+                break
+            await asyncio.sleep(pause)
+        return sorted(left)
+
+    def close(self) -> None:
+        """See `Process.close`."""
+        for descriptor in (self.stdout, self.stderr):
+            os.close(descriptor)
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+        os.close(self._pidfd)
+        self._closed(self._pid)
+        self._popen.returncode = 0  # reaped here, not by subprocess: its destructor shall not wait for the pid
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        if self._pid > 1:  # never the caller's own group, never everybody's
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._pid, number)
+
+
+def _pipe(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[int, int]:
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    ours.callback(os.close, reading)
+    theirs.callback(os.close, writing)
+    return reading, writing
+
+
+def _hold(process: subprocess.Popen[bytes]) -> int:
+    try:
+        return os.pidfd_open(process.pid)
+    except OSError:
+        process.kill()
+        process.wait()
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Stat:
+    """What /proc/PID/stat says (proc(5)); `started` tells one use of a pid from the next."""
+
+    state: str
+    parent: int
+    session: int
+    started: int
+
+
+def descendants(root: int, mark: bytes) -> dict[int, int]:
+    """Living processes that belong to `root`, as {pid: start time}: its children and theirs, its session, strays.
+
+    A stray called setsid and lost its parent, so it hangs below pid 1 or below the agent; `mark` (an environment
+    variable) tells whose it is. The agent itself is never among them.
+    """
+    me = os.getpid()
+    orphanages = (0, 1, me)
+    everybody = {
+        int(entry.name): stat
+        for entry in os.scandir("/proc")
+        if entry.name.isdigit() and (stat := _stat(int(entry.name)))
+    }
+    born = everybody[root].started if root in everybody else 0
+    young = {
+        pid: stat
+        for pid, stat in everybody.items()
+        if stat.started >= born and pid not in (1, me) and stat.state not in "ZX"
+    }
+    found = {
+        pid
+        for pid, stat in young.items()
+        if root in (pid, stat.session) or (stat.parent in orphanages and _carries(pid, mark))
+    }
+    grown = True
+    while grown:
+        more = {
+            pid for pid, stat in young.items() if pid not in found and (stat.parent in found or stat.parent == root)
+        }
+        found |= more
+        grown = bool(more)
+    return {pid: young[pid].started for pid in found}
+
+
+async def kill_left_over(attempt: str) -> int:
+    """Kill what an attempt (its mark) of an agent before us left running; returns how many processes that were.
+
+    Its outcome is `interrupted`: nothing of it may go on beside whatever comes next. Processes of other users, whose
+    environment cannot be read, are not found.
+    """
+    mark = f"{MARK_VARIABLE}={attempt}".encode()
+    killed: set[int] = set()
+    for pause in (0, 0.01, 0.05, 0.2):
+        await asyncio.sleep(pause)
+        found = {
+            pid for entry in os.scandir("/proc") if entry.name.isdigit() and _carries(pid := int(entry.name), mark)
+        }
+        found.discard(os.getpid())
+        for pid in found:
+            stat = _stat(pid)
+            if stat is not None and stat.state not in "ZX":
+                killed.add(pid)
+                _kill(pid, stat.started)
+        if not found:
+            break
+    return len(killed)
+
+
+def reap_strays(owned: Collection[int]) -> int:
+    """Reap children that are not ours: orphans that came to us as pid 1 or subreaper. Returns how many."""
+    reaped = 0
+    try:
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
+    except OSError:
+        return 0
+    for child in map(int, children):
+        stat = _stat(child)
+        if child not in owned and stat is not None and stat.state == "Z":
+            with contextlib.suppress(ChildProcessError):
+                reaped += os.waitpid(child, os.WNOHANG)[0] == child
+    return reaped
+
+
+def _kill(pid: int, started: int) -> None:
+    """SIGKILL through a pidfd, looked at again once it is held: a pid that was given away is never hit."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        stat = _stat(pid)
+        if stat is not None and stat.started == started:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    finally:
+        os.close(pidfd)
+
+
+def _read(path: str) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = []
+        while part := os.read(descriptor, 128 * 1024):  # an environment can be larger; the kernel bounds it
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(descriptor)
+
+
+def _stat(pid: int) -> _Stat | None:
+    try:
+        text = _read(f"/proc/{pid}/stat")
+    except OSError:
+        return None
+    fields = text[text.rindex(b")") + 2 :].split(maxsplit=20)
+    return _Stat(fields[0].decode(), int(fields[1]), int(fields[3]), int(fields[19]))
+
+
+def _carries(pid: int, mark: bytes) -> bool:
+    for _ in range(_LOOKS):
+        try:
+            environment = _read(f"/proc/{pid}/environ")
+        except OSError:
+            return False
+        if environment:
+            return mark in environment.split(b"\0")
+        time.sleep(_LOOK_AGAIN_SECONDS)
+    return False
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _status(result: os.waitid_result | None) -> ExitStatus:
+    if result is None:
+        return ExitStatus()
+    if result.si_code == os.CLD_EXITED:
+        return ExitStatus(exit_code=result.si_status)
+    try:
+        return ExitStatus(signal=signal.Signals(result.si_status).name)
+    except ValueError:
+        return ExitStatus(signal=f"SIG{result.si_status}")

@@ -1,0 +1,318 @@
+"""The agent, wired: it owns the link, the journal and every task, and stops them in the right order.
+
+It stays up whatever is missing - broker, disk, key - and says what is wrong in the log and in its presence: a
+sidecar must never take its pod down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from agent import __version__
+from agent.bus.link import Link
+from agent.bus.types import Connected, Delivery, Disconnected, LinkOptions
+from agent.contract.errors import BadInput, InvalidSettings, JournalNewer, JournalUnavailable
+from agent.contract.messages import MAX_COMMAND_BYTES
+from agent.contract.topics import client_id
+from agent.journal import Journal, JournalThread
+from agent.pod.containers import Containers
+from agent.pod.identity import PodDescription, WatchedFile, parse_description, parse_labels
+from agent.pod.processes import LocalLauncher, reap_strays
+from agent.sidecar.attempts import Attempts
+from agent.sidecar.inbox import InvalidTrigger, open_command
+from agent.sidecar.presence import PresenceFacts, PresenceKeeper
+from agent.sidecar.runner import Runner, RunnerOptions
+from agent.sidecar.settings import AgentSettings, command_environment
+from agent.sidecar.voice import Outbox, Voice
+
+log = structlog.get_logger("podhook.agent")
+
+#: Nothing older than a deadline (15 min) can still be run, so the broker may forget us a little later.
+SESSION_EXPIRY_SECONDS = 1200
+#: How often files are looked at, and a journal that failed is tried again.
+LOOK_SECONDS = 5
+PRUNE_SECONDS = 600
+#: At the end, outcomes have this long to reach the broker before goodbye is said.
+FLUSH_SECONDS = 3
+RECEIVE_MAXIMUM = 64
+
+UNSIGNED_PROBLEM = (
+    "every trigger is refused: no trusted key, and PODHOOK_ALLOW_UNSIGNED is not true; "
+    "this version verifies no signatures yet, so set it to true where only trusted hands reach the broker"
+)
+
+
+def utc_now() -> datetime:
+    """The wall clock."""
+    return datetime.now(UTC)
+
+
+class Agent:
+    """One agent. `run` is its whole life."""
+
+    def __init__(self, settings: AgentSettings, *, now: Callable[[], datetime] = utc_now) -> None:
+        self._settings = settings
+        self._now = now
+        self._identity = settings.identity()
+        self._topics = settings.topics()
+        self._journal = JournalThread()
+        self._launcher = LocalLauncher()
+        self._journal_error: JournalUnavailable | None = None
+        self._facts = PresenceFacts()
+        self._description = PodDescription()
+        self._labels_file = WatchedFile(settings.labels_file)
+        self._pod_file = WatchedFile(settings.pod_file)
+        self._fallback_birth = now()
+        self._presence = PresenceKeeper(
+            self._identity,
+            self._topics,
+            self._facts,
+            unsigned=settings.allow_unsigned,
+            born_at=self._born_at,
+            now=now,
+        )
+        self._commands_topic = self._topics.commands(self._identity.namespace, self._identity.pod)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set, then drain: no new work, outcomes delivered, goodbye said.
+
+        If a later-born pod has our name, the broker is left to it at once, and the process only waits for its end.
+        """
+        settings = self._settings
+        log.info(
+            "agent.starting",
+            agent=str(self._identity),
+            version=__version__,
+            broker=settings.parsed_broker().url,
+        )
+        if settings.allow_unsigned:
+            log.warning("agent.unsigned", effect="whoever can publish to the broker can run commands here")
+        else:
+            self._problem("unsigned", UNSIGNED_PROBLEM)
+        self._look_at_files()
+        await self._open_journal()
+        try:
+            async with (
+                Link(settings.parsed_broker(), self._link_options()) as link,
+                asyncio.TaskGroup() as group,
+            ):
+                await self._serve(link, group, stop)
+        finally:
+            await self._journal.close()
+        if self._presence.taken.done() and not stop.is_set():
+            log.info("agent.away", until="it is told to stop")
+            await stop.wait()
+        log.info("agent.stopped")
+
+    async def _serve(self, link: Link, group: asyncio.TaskGroup, stop: asyncio.Event) -> None:
+        attempts, outbox = self._wire(link, group)
+        await self._recover(attempts)
+        keepers = [
+            group.create_task(outbox.keep_sending(), name="outbox"),
+            group.create_task(self._presence.keep_announcing(link), name="presence"),
+            group.create_task(self._look_after(attempts), name="look after"),
+            group.create_task(self._read(link, attempts, outbox), name="read"),
+        ]
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        waiting: set[asyncio.Future[Any]] = {stopping, self._presence.taken}
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+        replaced = self._presence.taken.done()
+        if replaced:
+            log.error(
+                "agent.replaced",
+                by_pod_uid=self._presence.taken.result(),
+                effect="the broker is left to the later-born pod of this name; this agent stays away",
+            )
+        log.info("agent.stopping", grace_seconds=self._settings.grace_seconds)
+        await attempts.drain(self._settings.grace_seconds, FLUSH_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_SECONDS):
+                await outbox.flush()
+                if not replaced:
+                    await self._presence.say_goodbye(link)
+        for task in keepers:
+            task.cancel()
+
+    # -- parts
+
+    def _wire(self, link: Link, group: asyncio.TaskGroup) -> tuple[Attempts, Outbox]:
+        settings = self._settings
+        voice = Voice(link, self._identity, self._topics, self._now)
+        outbox = Outbox(voice, self._journal, link)
+        runner = Runner(
+            self._launcher,
+            lambda: Containers(self._description, settings.container, str(self._identity)),
+            command_environment,
+            RunnerOptions(
+                address=self._identity.address,
+                user_agent=f"podhook/{__version__}",
+                output_limit_bytes=settings.output_limit_bytes,
+                http_verify_pod=settings.http_verify_pod,
+                http_verify_host=settings.http_verify_host,
+                http_ca_file=settings.http_ca_file,
+            ),
+            now=self._now,
+        )
+        attempts = Attempts(
+            identity=self._identity,
+            allow_unsigned=settings.allow_unsigned,
+            max_concurrent=settings.max_concurrent,
+            journal=self._journal,
+            runner=runner,
+            voice=voice,
+            outbox=outbox,
+            group=group,
+            now=self._now,
+            journal_failed=self._journal_failed,
+            journal_broken=lambda: self._journal_error,
+        )
+        return attempts, outbox
+
+    def _link_options(self) -> LinkOptions:
+        journal = self._journal.journal
+        suffix = journal.client_suffix if journal else secrets.token_hex(6)
+        return LinkOptions(
+            client_id=client_id(self._identity.namespace, self._identity.pod, suffix),
+            subscriptions=((self._commands_topic, 1), (self._presence.topic, 0)),
+            will=self._presence.will,
+            session_expiry_seconds=SESSION_EXPIRY_SECONDS,
+            receive_maximum=RECEIVE_MAXIMUM,
+            payload_limit_bytes=MAX_COMMAND_BYTES,
+        )
+
+    def _born_at(self) -> datetime:
+        journal = self._journal.journal
+        return journal.born_at if journal else self._fallback_birth
+
+    # -- the bus
+
+    async def _read(self, link: Link, attempts: Attempts, outbox: Outbox) -> None:
+        async for event in link.events():
+            match event:
+                case Connected(limits):
+                    log.info("broker.connected", protocol=limits.protocol, session_present=limits.session_present)
+                    for warning in limits.warnings:
+                        log.warning("broker.limit", warning=warning)
+                    self._presence.announce()
+                    outbox.wake()
+                case Disconnected(reason, retry_seconds):
+                    log.warning("broker.disconnected", reason=reason, retry_seconds=round(retry_seconds, 2))
+                case Delivery() if event.topic == self._presence.topic:
+                    self._presence.saw(event)
+                    event.ack()
+                case Delivery():
+                    await self._command(event, attempts)
+
+    async def _command(self, delivery: Delivery, attempts: Attempts) -> None:
+        """Handle one command and acknowledge it: whatever is in it, it must not come back and do the same again."""
+        try:
+            command = open_command(delivery.payload, oversize_bytes=delivery.oversize_bytes)
+            await attempts.handle(command)
+        except InvalidTrigger as error:
+            attempts.refuse_invalid(error)
+        except BadInput as error:
+            log.warning("command.refused", code=type(error).__name__, error=str(error))
+        except Exception:
+            log.exception("command.crashed", topic=delivery.topic)
+        delivery.ack()
+
+    # -- the journal and the files
+
+    async def _open_journal(self) -> None:
+        try:
+            journal = await self._journal.open(self._settings.state_dir, self._identity.pod_uid, self._now())
+        except JournalUnavailable as error:
+            self._journal_failed(error)
+            return
+        if journal.reset_from is not None:
+            reset = f"the journal was damaged and set aside as {journal.reset_from.name}; what it remembered is gone"
+            self._problem("journal_reset", reset)
+        log.info("journal.open", born_at=journal.born_at.isoformat())
+
+    def _journal_failed(self, error: JournalUnavailable) -> None:
+        hint = "" if isinstance(error, JournalNewer) else "; it is tried again every few seconds"
+        self._problem("journal", f"every trigger is refused: {error}{hint}")
+        self._journal_error = error
+
+    async def _recover(self, attempts: Attempts) -> None:
+        if self._journal_error is not None:
+            return  # done when it is mended
+        try:
+            await attempts.recover()
+        except JournalUnavailable as error:
+            self._journal_failed(error)
+
+    async def _look_after(self, attempts: Attempts) -> None:
+        """Files that change, a journal that failed, rows that may go, orphans that came to us."""
+        loop = asyncio.get_running_loop()
+        pruned = loop.time()
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self._look_at_files()
+            reap_strays(self._launcher.running)
+            if self._journal_error is not None:
+                await self._mend_journal(attempts)
+            elif loop.time() - pruned > PRUNE_SECONDS:
+                pruned = loop.time()
+                try:
+                    await self._journal.call(Journal.prune, self._now())
+                except JournalUnavailable as error:
+                    self._journal_failed(error)
+
+    async def _mend_journal(self, attempts: Attempts) -> None:
+        """Try the journal again. What was refused without a record meanwhile must not turn into a yes: the floor."""
+        if self._journal.journal is None:
+            await self._open_journal()
+            if self._journal.journal is None:
+                return
+        try:
+            await self._journal.call(Journal.prune, self._now())
+            await attempts.recover()
+            async with attempts.handling:  # no refusal without a record between the floor and the end of refusing
+                await self._journal.call(Journal.raise_floor, self._now())
+                self._journal_error = None
+        except JournalUnavailable as error:
+            self._journal_failed(error)
+            return
+        self._problem("journal", None)
+
+    def _look_at_files(self) -> None:
+        try:
+            if (text := self._labels_file.changed()) is not None:
+                self._facts.labels = parse_labels(text)
+                self._problem("labels", None)
+                self._presence.announce()
+        except InvalidSettings as error:
+            self._problem("labels", f"labels are as last read: {error}")
+        try:
+            if (text := self._pod_file.changed()) is not None:
+                self._description = parse_description(text)
+                self._problem("pod_file", None)
+                self._presence.announce()
+        except InvalidSettings as error:
+            self._problem("pod_file", f"the pod description is as last read: {error}")
+        containers = Containers(self._description, self._settings.container, str(self._identity))
+        self._facts.containers = containers.names
+        self._facts.owners = self._description.presence_owners()
+
+    def _problem(self, name: str, sentence: str | None) -> None:
+        """Note what needs somebody's hands, or that it is mended; said in the log and in presence, once."""
+        if self._facts.problems.get(name) == sentence:
+            return
+        if sentence is None:
+            self._facts.problems.pop(name)
+            log.info("problem.mended", problem=name)
+        else:
+            self._facts.problems[name] = sentence
+            log.error("problem", problem=name, text=sentence)
+        self._presence.announce()

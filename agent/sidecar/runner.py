@@ -1,0 +1,174 @@
+"""One trigger in, one result out. Knows no MQTT and no journal."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from agent.actions.exec import ExecOptions, run_exec
+from agent.actions.stop import Stop
+from agent.actions.tcp import run_tcp
+from agent.contract.errors import ErrorCode, Refusal
+from agent.contract.messages import Result, Trigger
+from agent.contract.outcomes import failure
+from agent.contract.states import Outcome
+from agent.pod.containers import Containers
+from agent.pod.processes import MARK_VARIABLE, Launcher
+
+if TYPE_CHECKING:
+    from agent.actions.http import HttpOptions
+
+log = structlog.get_logger("podhook.runner")
+
+#: What a hook gets that asks for `environment: minimal` (SEMANTICS: exec).
+MINIMAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOptions:
+    """How actions are run here. `http_*` are as in the settings of the agent."""
+
+    address: str
+    user_agent: str
+    output_limit_bytes: int
+    http_verify_pod: bool = False
+    http_verify_host: bool = True
+    http_ca_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A trigger that passed every check which does nothing: its container and port are known."""
+
+    trigger: Trigger
+    container: str = ""
+    port: int = 0
+
+
+def mark_of(pod_uid: str, trigger_id: str) -> str:
+    """What tells the processes of one attempt in one pod from all others."""
+    return f"{pod_uid}/{trigger_id}"
+
+
+class Runner:
+    """Runs actions in this pod. `containers` and `environment` are asked anew for each attempt."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        containers: Callable[[], Containers],
+        environment: Callable[[], dict[str, str]],
+        options: RunnerOptions,
+        *,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._launcher = launcher
+        self._containers = containers
+        self._environment = environment
+        self._options = options
+        self._now = now
+
+    def prepare(self, trigger: Trigger) -> Prepared:
+        """Check everything that can be checked without doing it.
+
+        Raises:
+            Refusal: something that is asked for does not exist here, or is not built yet.
+        """
+        if trigger.guard is not None:
+            raise Refusal(ErrorCode.UNSUPPORTED, "this version has no guards; send the trigger without one")
+        if trigger.action is None:
+            name = trigger.hook.name if trigger.hook else ""
+            raise Refusal(
+                ErrorCode.UNKNOWN_HOOK,
+                f"this agent has no catalogue, so no hook {name!r}; send the action in the trigger",
+            )
+        action = trigger.action
+        containers = self._containers()
+        if action.exec_ is not None:
+            if action.exec_.user is not None:
+                raise Refusal(
+                    ErrorCode.UNSUPPORTED,
+                    f"exec.user {action.exec_.user!r}: this version runs commands as the agent's own user; remove it",
+                )
+            return Prepared(trigger, container=containers.for_exec(action.container_name))
+        target = action.http_get or action.http_post or action.tcp_socket
+        assert target is not None
+        return Prepared(trigger, port=containers.port(target.port, action.container_name))
+
+    async def run(self, prepared: Prepared, stop: Stop) -> Result:
+        """Run the action to its end; `stop` has its timeout and whoever wants it to end sooner.
+
+        Never raises for what an action does: every way it can end is a result.
+        """
+        started_at, begun = self._now(), time.monotonic()
+        stop.start_clock()
+        try:
+            result = await self._act(prepared, stop)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("action.crashed", run_id=prepared.trigger.run_id)
+            message = (
+                "a fault in podhook itself ended the attempt; whether it took effect is unknown: see the agent's log"
+            )
+            result = failure(Outcome.FAILED, ErrorCode.INTERNAL, message)
+        finally:
+            stop.close()
+        return result.model_copy(update={"started_at": started_at, "duration_seconds": time.monotonic() - begun})
+
+    async def _act(self, prepared: Prepared, stop: Stop) -> Result:
+        action, options = prepared.trigger.action, self._options
+        assert action is not None
+        if action.exec_ is not None:
+            return await run_exec(action.exec_, self._launcher, self._exec_options(prepared), stop)
+        if action.tcp_socket is not None:
+            return await run_tcp(action.tcp_socket, pod_address=options.address, port=prepared.port, stop=stop)
+        from agent.actions.http import run_http  # noqa: PLC0415 (9 MB of aiohttp, for those who use it)
+
+        request = action.http_get or action.http_post
+        assert request is not None
+        return await run_http(
+            request,
+            pod_address=options.address,
+            port=prepared.port,
+            options=self._http_options(prepared),
+            stop=stop,
+        )
+
+    def _exec_options(self, prepared: Prepared) -> ExecOptions:
+        trigger = prepared.trigger
+        assert trigger.action is not None
+        assert trigger.action.exec_ is not None
+        inherited = self._environment()
+        if trigger.action.exec_.environment == "minimal":
+            inherited = {"PATH": MINIMAL_PATH, "HOME": inherited.get("HOME", "/")}
+        given = {variable.name: variable.value for variable in trigger.action.exec_.env or []}
+        mark = mark_of(trigger.pod_uid, trigger.trigger_id)
+        own = {"PODHOOK_RUN_ID": trigger.run_id, "PODHOOK_TRIGGER_ID": trigger.trigger_id, MARK_VARIABLE: mark}
+        return ExecOptions(
+            container=prepared.container,
+            environment={**inherited, **given, **own},
+            mark=mark,
+            limit_bytes=self._limit(trigger),
+        )
+
+    def _http_options(self, prepared: Prepared) -> HttpOptions:
+        from agent.actions.http import HttpOptions  # noqa: PLC0415
+
+        return HttpOptions(
+            user_agent=self._options.user_agent,
+            verify_pod=self._options.http_verify_pod,
+            verify_host=self._options.http_verify_host,
+            ca_file=self._options.http_ca_file,
+            body_limit_bytes=self._limit(prepared.trigger),
+        )
+
+    def _limit(self, trigger: Trigger) -> int:
+        return min(trigger.capture.limit_bytes, self._options.output_limit_bytes)

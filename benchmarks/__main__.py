@@ -1,0 +1,17 @@
+"""`python -m benchmarks`: every figure, one after the other. Prints, asserts nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+from benchmarks import idle, walk
+
+
+async def main() -> None:
+    """Run each benchmark."""
+    await idle.main()
+    await walk.main()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,147 @@
+"""How a link begins, breaks, comes back and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from agent.bus.broker import parse_broker
+from agent.bus.link import Link
+from agent.bus.types import Connected, Delivery, Disconnected, LinkOptions, Publication, Will
+from agent.contract.errors import BrokerRefused, LinkDown
+from tests.brokers import free_port
+from tests.bus.peers import next_event, numbered, send, take, take_until, until, up, victim
+
+
+def a_will(root: str):
+    return lambda: Will(f"{root}/presence", b"offline")
+
+
+async def test_the_will_speaks_when_the_process_is_killed(broker_url, topics_root):
+    async with up(broker_url, f"{topics_root}-watcher", f"{topics_root}/presence") as watcher:
+        with victim(broker_url, topics_root, acknowledge=0, receive=1) as process:
+            assert await asyncio.to_thread(process.stdout.readline) == "up\n"
+            process.kill()
+            process.wait(10)
+            assert await take(watcher, 1) == [b"offline"]
+
+
+async def test_the_will_speaks_when_the_link_is_dropped_and_stays_for_late_comers(broker_url, topics_root):
+    topic = f"{topics_root}/presence"
+    async with up(broker_url, f"{topics_root}-watcher", topic) as watcher:
+        async with up(broker_url, f"{topics_root}-agent", will=a_will(topics_root)) as agent:
+            agent.drop("test")
+            assert await take(watcher, 1) == [b"offline"]
+        async with up(broker_url, f"{topics_root}-late", topic) as late:
+            assert (await next_event(late, Delivery)).retain
+
+
+async def test_a_goodbye_has_no_will(broker_url, topics_root):
+    topic = f"{topics_root}/presence"
+    async with up(broker_url, f"{topics_root}-watcher", topic) as watcher:
+        async with up(broker_url, f"{topics_root}-agent", will=a_will(topics_root)) as agent:
+            await agent.publish(Publication(topic, b"online", retain=True))
+        await send(watcher, topic, [b"end"])
+        assert await take_until(watcher, b"end") == [b"online"]
+
+
+async def test_what_is_published_before_the_goodbye_arrives(broker_url, topics_root):
+    topic = f"{topics_root}/last"
+    async with up(broker_url, f"{topics_root}-watcher", topic) as watcher:
+        async with up(broker_url, f"{topics_root}-agent") as agent:
+            await send(agent, topic, numbered(20), qos=0)
+        assert await take(watcher, 20) == numbered(20)
+
+
+async def test_the_will_is_asked_for_at_each_connection(broker_url, topics_root):
+    words = iter((b"first", b"second"))
+    topic = f"{topics_root}/presence"
+    async with (
+        up(broker_url, f"{topics_root}-watcher", topic) as watcher,
+        up(broker_url, f"{topics_root}-agent", will=lambda: Will(topic, next(words, b"more"))) as agent,
+    ):
+        agent.drop("test")
+        assert await take(watcher, 1) == [b"first"]
+        await next_event(agent, Disconnected)
+        await agent.wait_up(10)
+        agent.drop("test")
+        assert await take(watcher, 1) == [b"second"]
+
+
+async def test_the_link_comes_back_after_the_broker_was_killed(broker_url, real_broker, topics_root):
+    topic = f"{topics_root}/x"
+    async with up(broker_url, f"{topics_root}-me", topic) as link:
+        real_broker.kill()
+        lost = await next_event(link, Disconnected)
+        assert lost.reason
+        assert 0 < lost.retry_seconds <= 0.25
+        assert link.limits is None
+        refused = await next_event(link, Disconnected)
+        assert "Connection refused" in refused.reason
+        assert refused.retry_seconds <= 0.5
+        real_broker.start()
+        await next_event(link, Connected)
+        await send(link, topic, [b"again"])
+        assert await take(link, 1) == [b"again"]
+
+
+async def test_what_mqtt_5_says_at_the_end_is_passed_on(mosquitto, topics_root):
+    async with up(parse_broker(mosquitto.url, protocol="5"), topics_root) as link:
+        publish_with_a_wildcard = b"\x32\x07\x00\x01#\x00\x01\x00\x00"
+        link._connection._paho._sock.send(publish_with_a_wildcard)
+        lost = await next_event(link, Disconnected)
+    assert lost.reason == "the broker ended the connection: Protocol error (reason code 0x82)"
+
+
+async def test_nobody_there_is_said_with_the_reason(topics_root):
+    broker = parse_broker(f"mqtt://127.0.0.1:{free_port()}")
+    async with Link(broker, LinkOptions(topics_root)) as link:
+        with pytest.raises(LinkDown, match=r"cannot reach the broker at mqtt://127\.0\.0\.1:\d+: .*refused"):
+            await link.wait_up(0.3)
+
+
+async def test_leaving_is_quick_while_the_broker_does_not_answer(broker_url, real_broker, topics_root):
+    real_broker.freeze()
+    try:
+        async with Link(broker_url, LinkOptions(topics_root)):
+            await asyncio.sleep(0.05)
+            begin = time.monotonic()
+        assert time.monotonic() - begin < 1
+    finally:
+        real_broker.thaw()
+
+
+async def test_a_link_leaves_no_task_and_no_descriptor(broker_url, topics_root):
+    async with up(broker_url, f"{topics_root}-me", topics_root) as link:
+        link.drop("test")
+        await next_event(link, Disconnected)
+        await link.wait_up(10)
+    await until(lambda: asyncio.all_tasks() == {asyncio.current_task()}, "all tasks are done")
+    assert link._inbox is not None
+    assert not asyncio.get_running_loop()._selector.get_map().keys() - own_descriptors()
+
+
+def own_descriptors() -> set[int]:
+    """What the event loop watches for itself."""
+    return {asyncio.get_running_loop()._ssock.fileno()}
+
+
+async def test_two_clients_of_one_name_do_not_storm_the_broker(mosquitto, topics_root):
+    broker = parse_broker(mosquitto.url, protocol="5")
+    async with (
+        Link(broker, LinkOptions(topics_root)) as one,
+        Link(broker, LinkOptions(topics_root)) as other,
+    ):
+        lost = await next_event(one, Disconnected)
+        while lost.retry_seconds < 0.5:  # it doubles although every connection succeeds
+            lost = await next_event(one, Disconnected)
+        assert lost.reason == "the broker closed the connection"
+        assert other is not one
+
+
+async def test_a_forbidden_client_id_is_refused_by_nats(nats):
+    async with Link(parse_broker(nats.url), LinkOptions("with.a.dot")) as link:
+        with pytest.raises(BrokerRefused, match=r"0x85.*client id"):
+            await link.wait_up(5)

@@ -1,0 +1,104 @@
+"""What outcomes amount to, and which of them another attempt may follow."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from agent.contract.errors import TEMPORARY, ErrorCode
+from agent.contract.states import Outcome
+from agent.coordinator.verdict import Verdict, may_retry, never_started, verdict_on_all, verdict_on_one
+
+OK = Outcome.SUCCEEDED
+NOT_OK = sorted(set(Outcome) - {OK})
+
+
+def test_all_succeeded_only_if_every_target_did():
+    assert verdict_on_all([OK, OK, OK], 3) is Verdict.SUCCEEDED
+
+
+@pytest.mark.parametrize("outcome", NOT_OK)
+def test_one_target_that_did_not_succeed_fails_the_run(outcome):
+    assert verdict_on_all([OK, outcome, OK], 3) is Verdict.FAILED
+    assert verdict_on_all([OK, outcome, OK], 3, cancelled=True) is Verdict.CANCELLED
+
+
+@pytest.mark.parametrize("heard", [0, 1, 2])
+def test_fewer_outcomes_than_targets_never_succeed(heard):
+    assert verdict_on_all([OK] * heard, 3) is Verdict.FAILED
+
+
+def test_a_cancel_that_came_too_late_does_not_undo_success():
+    assert verdict_on_all([OK, OK], 2, cancelled=True) is Verdict.SUCCEEDED
+    assert verdict_on_one([OK], cancelled=True) is Verdict.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "verdict"),
+    [
+        ([OK], Verdict.SUCCEEDED),
+        ([Outcome.REJECTED, Outcome.UNREACHABLE, OK], Verdict.SUCCEEDED),
+        ([], Verdict.FAILED),
+        ([Outcome.FAILED], Verdict.FAILED),
+        ([Outcome.REJECTED, Outcome.FAILED], Verdict.FAILED),
+        ([OK, OK], Verdict.FAILED),  # it ran twice: never what was asked for
+    ],
+)
+def test_one_succeeded_only_if_exactly_one_did(outcomes, verdict):
+    assert verdict_on_one(outcomes) is verdict
+
+
+def test_nothing_tried_after_a_cancel_is_cancelled():
+    assert verdict_on_one([], cancelled=True) is Verdict.CANCELLED
+
+
+#: Outcome -> (repeated by maxRetry, repeated with --retry-unknown), for what is not a rejection.
+REPEATED = {
+    Outcome.SUCCEEDED: (False, False),
+    Outcome.FAILED: (True, True),
+    Outcome.TIMED_OUT: (True, True),
+    Outcome.CANCELLED: (False, False),
+    Outcome.INTERRUPTED: (False, True),
+    Outcome.UNREACHABLE: (True, True),
+    Outcome.LOST: (False, True),
+}
+
+
+def test_the_table_of_retries_has_every_outcome():
+    assert set(REPEATED) | {Outcome.REJECTED} == set(Outcome)
+
+
+@pytest.mark.parametrize(("outcome", "unknown"), list(itertools.product(sorted(REPEATED), [False, True])))
+def test_what_is_repeated(outcome, unknown):
+    assert may_retry(outcome, None, retry_unknown=unknown) is REPEATED[outcome][unknown]
+
+
+@pytest.mark.parametrize("code", sorted(ErrorCode))
+def test_a_rejection_is_repeated_only_if_it_passes_by_itself(code):
+    assert may_retry(Outcome.REJECTED, code) is (code in TEMPORARY)
+    assert may_retry(Outcome.REJECTED, str(code), retry_unknown=True) is (code in TEMPORARY)
+
+
+def test_busy_and_a_full_journal_pass_by_themselves_and_a_typo_does_not():
+    assert may_retry(Outcome.REJECTED, "busy")
+    assert may_retry(Outcome.REJECTED, "journal_unavailable")
+    assert not may_retry(Outcome.REJECTED, "unknown_container")
+    assert not may_retry(Outcome.REJECTED, "some_newer_code")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "certain"),
+    [
+        (Outcome.REJECTED, ErrorCode.BUSY, True),
+        (Outcome.UNREACHABLE, ErrorCode.NEVER_SEEN, True),
+        (Outcome.CANCELLED, ErrorCode.TOMBSTONED, True),
+        (Outcome.SUCCEEDED, None, False),
+        (Outcome.FAILED, ErrorCode.EXIT_CODE, False),
+        (Outcome.TIMED_OUT, ErrorCode.TIMEOUT, False),
+        (Outcome.INTERRUPTED, ErrorCode.AGENT_RESTARTED, False),
+        (Outcome.LOST, ErrorCode.SILENT, False),
+    ],
+)
+def test_another_pod_may_take_the_hook_only_if_certainly_nothing_ran(outcome, code, certain):
+    assert never_started(outcome, code) is certain

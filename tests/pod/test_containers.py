@@ -1,0 +1,125 @@
+"""Which container and port a hook means; refusals are read by people, so they are compared word for word."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.contract.errors import ErrorCode, Refusal
+from agent.pod.containers import Containers
+from agent.pod.identity import parse_description
+
+POD = "shop/db-0"
+DESCRIBED = parse_description(
+    '{"containers": [{"name": "mysql", "ports": [{"containerPort": 33060}, {"name": "db", "containerPort": 3306},'
+    ' {"name": "admin", "containerPort": 33062}]}, {"name": "metrics"}]}'
+)
+NOTHING = parse_description("{}")
+
+
+def containers(description=DESCRIBED, own="mysql"):
+    return Containers(description, own, POD)
+
+
+def refusal(call, *arguments) -> tuple[ErrorCode, str]:
+    with pytest.raises(Refusal) as caught:
+        call(*arguments)
+    return caught.value.code, str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("description", "own", "names"),
+    [
+        (DESCRIBED, "mysql", ["mysql", "metrics"]),
+        (DESCRIBED, "agent", ["mysql", "metrics", "agent"]),
+        (NOTHING, "agent", ["agent"]),
+    ],
+)
+def test_the_names_are_the_manifests_and_the_agents_own(description, own, names):
+    assert containers(description, own).names == names
+
+
+@pytest.mark.parametrize(
+    ("description", "own", "wanted", "name"),
+    [
+        (DESCRIBED, "mysql", "mysql", "mysql"),
+        (DESCRIBED, "mysql", "", "mysql"),
+        (DESCRIBED, "metrics", "metrics", "metrics"),
+        (DESCRIBED, "agent", "agent", "agent"),
+        (NOTHING, "agent", "", "agent"),
+    ],
+)
+def test_a_command_runs_in_the_container_it_names_or_in_the_first(description, own, wanted, name):
+    assert containers(description, own).for_exec(wanted) == name
+
+
+def test_an_unknown_container_is_refused_with_the_names_there_are():
+    assert refusal(containers().for_exec, "mysq") == (
+        ErrorCode.UNKNOWN_CONTAINER,
+        "container 'mysq' is not in pod shop/db-0 (has: mysql, metrics); set containerName to one of them",
+    )
+
+
+@pytest.mark.parametrize("wanted", ["mysql", ""])
+def test_a_container_that_is_not_the_agents_own_is_refused(wanted):
+    assert refusal(containers(own="agent").for_exec, wanted) == (
+        ErrorCode.CONTAINER_NOT_ENTERABLE,
+        (
+            "container 'mysql' of pod shop/db-0 is not the agent's own ('agent'), and this version runs commands only "
+            "there; run the agent inside 'mysql', or name 'agent' in containerName"
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "container", "number"),
+    [(8080, "", 8080), (8080, "whatever", 8080), ("db", "mysql", 3306), ("admin", "mysql", 33062)],
+)
+def test_a_port_is_a_number_or_a_name_of_that_containers(wanted, container, number):
+    assert containers().port(wanted, container) == number
+
+
+@pytest.mark.parametrize(
+    ("wanted", "container", "own", "code", "message"),
+    [
+        (
+            "http",
+            "mysql",
+            "mysql",
+            ErrorCode.UNKNOWN_PORT,
+            "container 'mysql' of pod shop/db-0 has no port named 'http' (has: db, admin); use one of them or a number",
+        ),
+        (
+            "db",
+            "metrics",
+            "mysql",
+            ErrorCode.UNKNOWN_PORT,
+            "container 'metrics' of pod shop/db-0 has no port named 'db' (has: none); use one of them or a number",
+        ),
+        (
+            "db",
+            "mysq",
+            "mysql",
+            ErrorCode.UNKNOWN_CONTAINER,
+            "container 'mysq' is not in pod shop/db-0 (has: mysql, metrics); set containerName to one of them",
+        ),
+        (
+            "db",
+            "agent",
+            "agent",
+            ErrorCode.UNKNOWN_PORT,
+            (
+                "the ports of container 'agent' in pod shop/db-0 are not known to the agent; "
+                "give it a pod description (PODHOOK_POD_FILE), or use the port's number"
+            ),
+        ),
+    ],
+)
+def test_an_unknown_port_is_refused_with_what_there_is(wanted, container, own, code, message):
+    assert refusal(containers(own=own).port, wanted, container) == (code, message)
+
+
+def test_no_refusal_of_a_name_passes_by_itself():
+    for call, arguments in ((containers().for_exec, ("x",)), (containers().port, ("x", "mysql"))):
+        with pytest.raises(Refusal) as caught:
+            call(*arguments)
+        assert not caught.value.temporary

@@ -1,0 +1,233 @@
+"""Presence: what stands on the agent's topic is kept true against wills, successors and late goodbyes."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from agent.bus.types import Delivery, Publication
+from agent.contract.errors import LinkDown, PublishRefused
+from agent.contract.events import Kinds, open_event, seal
+from agent.contract.messages import Owner, Presence
+from agent.contract.topics import Topics
+from agent.pod.identity import Identity
+from agent.sidecar import presence as presence_module
+from agent.sidecar.presence import PresenceFacts, PresenceKeeper
+from tests.contract.samples import SAMPLES, sealed
+from tests.strays import until
+
+UID = "6f1c3c52-7a5b-4a3f-9d52-0c9f4f6f9a01"
+LOWER_UID, HIGHER_UID = "00000000-7a5b-4a3f-9d52-0c9f4f6f9a01", "ffffffff-7a5b-4a3f-9d52-0c9f4f6f9a01"
+NOW = datetime(2026, 3, 1, 2, 30, tzinfo=UTC)
+BORN = NOW - timedelta(days=1)
+TOPIC = "podhook/v1/agents/shop/db-0/presence"
+
+
+@pytest.fixture
+async def keeper() -> PresenceKeeper:
+    facts = PresenceFacts(
+        labels={"app": "db"},
+        containers=["mysql", "agent"],
+        owners=[Owner(api_version="apps/v1", kind="StatefulSet", name="db")],
+        problems={"journal": "the disk is full"},
+    )
+    identity = Identity("shop", "db-0", UID)
+    return PresenceKeeper(identity, Topics(), facts, unsigned=True, born_at=lambda: BORN, now=lambda: NOW)
+
+
+def said(uid: str = UID, state: str = "online", *, born: datetime = BORN, retain: bool = False) -> Delivery:
+    """Somebody's presence as the broker hands it out; `retain` says that it stood there before."""
+    presence = Presence(namespace="shop", pod="db-0", pod_uid=uid, state=state, born_at=born, clock=NOW)
+    payload = seal(presence, source="/agents/shop/db-0", time=NOW, event_id=str(uuid.uuid4()))
+    return Delivery(TOPIC, payload, qos=0, retain=retain)
+
+
+def announces(keeper: PresenceKeeper) -> bool:
+    return keeper._changed.is_set()
+
+
+EARLIER, LATER = BORN - timedelta(seconds=1), BORN + timedelta(seconds=1)
+JUNK = (
+    b"",
+    b"{",
+    b"\xff" * 10,
+    b"{}",
+    b"x" * 1_000_000,
+    sealed(SAMPLES["trigger.v1-exec"]),
+    sealed(SAMPLES["report.v1"]),
+)
+
+
+@pytest.mark.parametrize("retain", [True, False])
+@pytest.mark.parametrize(
+    ("uid", "state", "born", "what"),
+    [
+        (UID, "offline", BORN, "our own will, of a connection that broke"),
+        (LOWER_UID, "offline", EARLIER, "our predecessor's will"),
+        (LOWER_UID, "online", EARLIER, "our predecessor, who was here first"),
+        (LOWER_UID, "offline", LATER, "the will of somebody later"),
+        (LOWER_UID, "online", BORN, "somebody born with us, whose uid is lower"),
+    ],
+)
+async def test_what_is_not_true_any_more_is_contradicted(keeper, uid, state, born, what, retain):
+    keeper.saw(said(uid, state, born=born, retain=retain))
+    assert announces(keeper), f"{what}: left standing"
+    assert not keeper.taken.done(), f"{what}: gave the name away"
+
+
+@pytest.mark.parametrize("retain", [True, False])
+async def test_our_own_sentence_is_left_alone(keeper, retain):
+    keeper.saw(said(retain=retain))
+    assert (announces(keeper), keeper.taken.done()) == (False, False)
+
+
+@pytest.mark.parametrize("payload", JUNK)
+@pytest.mark.parametrize("retain", [True, False])
+async def test_an_empty_place_or_junk_is_written_over(keeper, payload, retain):
+    keeper.saw(Delivery(TOPIC, payload, qos=0, retain=retain))
+    assert (announces(keeper), keeper.taken.done()) == (True, False)
+
+
+@pytest.mark.parametrize(("uid", "born"), [(LOWER_UID, LATER), (HIGHER_UID, LATER), (HIGHER_UID, BORN)])
+async def test_a_successor_who_speaks_takes_the_name(keeper, uid, born):
+    keeper.saw(said(uid, born=born))
+    assert keeper.taken.result() == uid
+    assert not announces(keeper), "it spoke against its successor"
+
+
+async def test_what_a_successor_left_standing_may_be_all_that_is_left_of_it(keeper):
+    keeper.saw(said(HIGHER_UID, born=LATER, retain=True))
+    assert (announces(keeper), keeper.taken.done()) == (True, False)
+    keeper.saw(said(HIGHER_UID, born=LATER))
+    assert keeper.taken.result() == HIGHER_UID, "it answered, so it lives"
+
+
+async def test_of_two_agents_exactly_one_gives_way(keeper):
+    """Both see the other speak: whoever would stay when it hears the other is who makes the other go."""
+    identity = Identity("shop", "db-0", HIGHER_UID)
+    other = PresenceKeeper(identity, Topics(), PresenceFacts(), unsigned=True, born_at=lambda: BORN, now=lambda: NOW)
+    keeper.saw(said(HIGHER_UID))
+    other.saw(said(UID))
+    assert (keeper.taken.done(), other.taken.done()) == (True, False)
+
+
+async def test_after_the_name_is_taken_nothing_is_contradicted(keeper):
+    keeper.saw(said(HIGHER_UID, born=LATER))
+    for delivery in (said(HIGHER_UID, born=LATER), said(UID, "offline"), Delivery(TOPIC, b"", 0, retain=False)):
+        keeper.saw(delivery)
+    assert not announces(keeper)
+    assert keeper.taken.result() == HIGHER_UID
+
+
+@pytest.mark.parametrize("payload", [said(UID, "offline").payload, said(HIGHER_UID, born=LATER).payload, *JUNK])
+async def test_while_leaving_nothing_is_answered(keeper, payload):
+    await keeper.say_goodbye(Published())
+    keeper.saw(Delivery(TOPIC, payload, qos=0, retain=False))
+    assert (announces(keeper), keeper.taken.done()) == (False, False)
+
+
+# --- what it says
+
+
+@dataclass
+class Published:
+    """A link that keeps what is published; `error` is raised instead."""
+
+    publications: list[Publication] = field(default_factory=list)
+    error: Exception | None = None
+
+    async def publish(self, publication: Publication) -> None:
+        await asyncio.sleep(0)
+        if self.error is not None:
+            raise self.error
+        self.publications.append(publication)
+
+    def states(self) -> list[str]:
+        return [opened(each.payload).state if each.payload else "goodbye" for each in self.publications]
+
+
+def opened(payload: bytes) -> Presence:
+    return open_event(payload, Kinds.of(Presence), limit_bytes=1_000_000).data
+
+
+@pytest.fixture
+async def announcing(keeper, monkeypatch) -> AsyncIterator[Published]:
+    monkeypatch.setattr(presence_module, "SAY_AGAIN_SECONDS", 0.02)
+    link = Published()
+    task = asyncio.create_task(keeper.keep_announcing(link))
+    yield link
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_presence_says_who_is_there_and_what_needs_hands(keeper, announcing):
+    keeper.announce()
+    await until(lambda: announcing.publications, "presence is published")
+    (publication,) = announcing.publications
+    assert (publication.topic, publication.qos, publication.retain) == (TOPIC, 1, True)
+    presence = opened(publication.payload)
+    assert (presence.state, presence.pod_uid, presence.born_at, presence.clock) == ("online", UID, BORN, NOW)
+    assert (presence.labels, presence.containers, presence.unsigned) == ({"app": "db"}, ["mysql", "agent"], True)
+    assert (presence.owners[0].kind, presence.problems) == ("StatefulSet", ["the disk is full"])
+
+
+async def test_the_will_says_the_same_and_that_nobody_is_there(keeper):
+    will = keeper.will()
+    assert (will.topic, opened(will.payload).state, opened(will.payload).pod_uid) == (TOPIC, "offline", UID)
+
+
+async def test_it_says_what_is_true_when_it_is_said(keeper, announcing):
+    for problems in ({}, {"journal": "damaged"}):
+        keeper._facts.problems = problems
+        seen = len(announcing.publications)
+        keeper.announce()
+        await until(lambda seen=seen: len(announcing.publications) > seen, "a change is published")
+        assert opened(announcing.publications[-1].payload).problems == list(problems.values())
+
+
+async def test_many_changes_at_once_are_said_once(keeper, announcing, monkeypatch):
+    monkeypatch.setattr(presence_module, "SAY_AGAIN_SECONDS", 60)
+    for _ in range(100):
+        keeper.announce()
+        keeper.saw(Delivery(TOPIC, b"junk", qos=0, retain=False))
+        await asyncio.sleep(0)
+    assert announcing.states() == ["online"]
+
+
+@pytest.mark.parametrize("error", [LinkDown("gone"), PublishRefused(TOPIC, 0x87, "not authorized")])
+async def test_a_publish_that_fails_is_tried_again_when_something_changes(keeper, announcing, error):
+    announcing.error = error
+    keeper.announce()
+    await asyncio.sleep(0.05)
+    announcing.error = None
+    keeper.announce()
+    await until(lambda: announcing.states() == ["online"], "presence is published after all")
+
+
+async def test_a_goodbye_clears_what_stands_there_and_is_the_last_word(keeper, announcing):
+    keeper.announce()
+    await until(lambda: announcing.publications, "presence is published")
+    keeper.announce()  # something changed a moment before the end
+    await keeper.say_goodbye(announcing)
+    keeper.announce()
+    await asyncio.sleep(0.1)
+    assert announcing.states() == ["online", "goodbye"]
+    assert announcing.publications[-1].retain, "a goodbye that is not retained clears nothing"
+
+
+async def test_nothing_is_said_beside_a_successor(keeper, announcing):
+    keeper.saw(said(HIGHER_UID, born=LATER))
+    keeper.announce()  # the link came back while it drains
+    await asyncio.sleep(0.1)
+    assert announcing.publications == []
+
+
+@pytest.mark.parametrize("error", [LinkDown("gone"), PublishRefused(TOPIC, 0x87, "not authorized")])
+async def test_a_goodbye_that_cannot_be_said_holds_nobody_up(keeper, error):
+    await keeper.say_goodbye(Published(error=error))

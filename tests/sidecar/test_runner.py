@@ -1,0 +1,339 @@
+"""The runner: a trigger is checked without doing anything, then its action runs, whatever it is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.actions.stop import Stop, StopReason
+from agent.contract.actions import Action
+from agent.contract.errors import ErrorCode, Refusal
+from agent.contract.messages import Capture, CatalogueHook, Guard, Result, Targets, Trigger
+from agent.contract.states import Outcome
+from agent.pod.containers import Containers
+from agent.pod.identity import parse_description
+from agent.pod.processes import LocalLauncher
+from agent.sidecar.runner import MINIMAL_PATH, Runner, RunnerOptions
+from tests.strays import descriptors, until, zombies
+
+RUN = "01890a5d-ac96-774b-bcce-b302099a8057"
+UID = "6f1c3c52-7a5b-4a3f-9d52-0c9f4f6f9a01"
+NOW = datetime(2026, 3, 1, 2, 30, tzinfo=UTC)
+POD = parse_description(
+    '{"containers": [{"name": "mysql", "ports": [{"name": "db", "containerPort": 3306}]}, {"name": "metrics"}]}'
+)
+ENVIRONMENT = {"PATH": os.environ["PATH"], "HOME": "/home/mysql", "LANG": "C"}
+
+
+def runner(*, own: str = "mysql", **options: Any) -> Runner:
+    whole = {"address": "127.0.0.1", "user_agent": "podhook/1", "output_limit_bytes": 32768, **options}
+    return Runner(
+        LocalLauncher(),
+        lambda: Containers(POD, own, "shop/db-0"),
+        lambda: dict(ENVIRONMENT),
+        RunnerOptions(**whole),
+        now=lambda: NOW,
+    )
+
+
+def trigger(action: dict[str, Any] | None = None, **more: Any) -> Trigger:
+    return Trigger(
+        run_id=RUN,
+        attempt=2,
+        coordinator="nightly",
+        pod_uid=UID,
+        targets=Targets.of([("shop", "db-0", UID)]),
+        action=Action.model_validate(action) if action else None,
+        issued_at=NOW,
+        deadline=NOW,
+        **more,
+    )
+
+
+def sh(line: str, **more: Any) -> Trigger:
+    return trigger({"exec": {"command": ["sh", "-c", line], **more.pop("exec", {})}}, **more)
+
+
+async def run(wanted: Trigger, *, stop: Stop | None = None, **options: Any) -> Result:
+    made = runner(**options)
+    return await made.run(made.prepare(wanted), stop or Stop(wanted.timeout_seconds))
+
+
+@pytest.fixture(autouse=True)
+async def nothing_left() -> AsyncIterator[None]:
+    before, dead = descriptors(), zombies()
+    yield
+    assert zombies() == dead, "zombies were left"
+    await until(lambda: not descriptors().keys() - before.keys(), "every descriptor is closed", 3)
+
+
+@contextlib.asynccontextmanager
+async def server(answer: bytes = b"") -> AsyncIterator[tuple[int, list[bytes]]]:
+    """A server that keeps the head of what it is asked and sends `answer`."""
+    heads: list[bytes] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            if answer:
+                heads.append(await reader.readuntil(b"\r\n\r\n"))
+                writer.write(answer)
+                await writer.drain()
+        writer.close()
+
+    listening = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with listening:
+        yield listening.sockets[0].getsockname()[1], heads
+
+
+# --- prepare: what can be checked without doing it
+
+
+@pytest.mark.parametrize(
+    ("wanted", "code", "message"),
+    [
+        (
+            trigger(
+                {"exec": {"command": ["true"]}},
+                guard=Guard(undo=Action.model_validate({"exec": {"command": ["true"]}}), ttl_seconds=60),
+            ),
+            ErrorCode.UNSUPPORTED,
+            "this version has no guards; send the trigger without one",
+        ),
+        (
+            trigger(hook=CatalogueHook(name="freeze")),
+            ErrorCode.UNKNOWN_HOOK,
+            "this agent has no catalogue, so no hook 'freeze'; send the action in the trigger",
+        ),
+        (
+            sh("true", exec={"user": "root"}),
+            ErrorCode.UNSUPPORTED,
+            "exec.user 'root': this version runs commands as the agent's own user; remove it",
+        ),
+        (
+            trigger({"exec": {"command": ["true"]}, "containerName": "mysq"}),
+            ErrorCode.UNKNOWN_CONTAINER,
+            "container 'mysq' is not in pod shop/db-0 (has: mysql, metrics); set containerName to one of them",
+        ),
+        (
+            trigger({"exec": {"command": ["true"]}, "containerName": "metrics"}),
+            ErrorCode.CONTAINER_NOT_ENTERABLE,
+            (
+                "container 'metrics' of pod shop/db-0 is not the agent's own ('mysql'), and this version runs commands "
+                "only there; run the agent inside 'metrics', or name 'mysql' in containerName"
+            ),
+        ),
+        *(
+            (
+                trigger({kind: {"port": "web"}, "containerName": "mysql"}),
+                ErrorCode.UNKNOWN_PORT,
+                "container 'mysql' of pod shop/db-0 has no port named 'web' (has: db); use one of them or a number",
+            )
+            for kind in ("httpGet", "httpPost", "tcpSocket")
+        ),
+    ],
+)
+def test_what_cannot_be_done_here_is_refused_before_anything_runs(wanted, code, message):
+    with pytest.raises(Refusal) as caught:
+        runner().prepare(wanted)
+    assert (caught.value.code, caught.value.message) == (code, message)
+
+
+@pytest.mark.parametrize(
+    ("action", "container", "port"),
+    [
+        ({"exec": {"command": ["true"]}}, "mysql", 0),
+        ({"exec": {"command": ["/no/such/program"]}, "containerName": "mysql"}, "mysql", 0),
+        ({"httpGet": {"port": 8080}}, "", 8080),
+        ({"httpPost": {"port": "db"}, "containerName": "mysql"}, "", 3306),
+        ({"tcpSocket": {"port": "3307"}}, "", 3307),
+    ],
+)
+def test_what_was_prepared_knows_its_container_and_port(action, container, port):
+    prepared = runner().prepare(trigger(action))
+    assert (prepared.container, prepared.port) == (container, port)
+
+
+def test_preparing_does_nothing(tmp_path):
+    runner().prepare(sh(f"echo ran >{tmp_path}/ran"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_pod_is_looked_at_anew_for_each_trigger():
+    descriptions = iter(['{"containers": [{"name": "a"}]}', '{"containers": [{"name": "b"}]}'])
+    made = Runner(
+        LocalLauncher(),
+        lambda: Containers(parse_description(next(descriptions)), "b", "shop/db-0"),
+        dict,
+        RunnerOptions("127.0.0.1", "podhook/1", 0),
+        now=lambda: NOW,
+    )
+    with pytest.raises(Refusal):
+        made.prepare(sh("true"))
+    assert made.prepare(sh("true")).container == "b"
+
+
+# --- exec
+
+
+async def test_a_command_runs_and_its_result_has_its_times():
+    result = await run(sh("sleep 0.1; echo out; echo err >&2; exit 3"))
+    assert (result.outcome, result.exit_code) == (Outcome.FAILED, 3)
+    assert (result.stdout.text, result.stderr.text) == ("out\n", "err\n")
+    assert result.started_at == NOW
+    assert 0.1 <= result.duration_seconds < 5
+
+
+def environment_of(result: Result) -> dict[str, str]:
+    assert result.outcome == Outcome.SUCCEEDED, result.error
+    return dict(line.split("=", 1) for line in result.stdout.text.splitlines())
+
+
+OWN = {"PODHOOK_RUN_ID": RUN, "PODHOOK_TRIGGER_ID": f"{RUN}/2", "PODHOOK_ATTEMPT": f"{UID}/{RUN}/2"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "environment"),
+    [
+        ({}, {**ENVIRONMENT, **OWN}),
+        ({"env": [{"name": "A", "value": "1=2"}]}, {**ENVIRONMENT, "A": "1=2", **OWN}),
+        ({"env": [{"name": "LANG", "value": ""}]}, {**ENVIRONMENT, "LANG": "", **OWN}),
+        ({"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}, {**ENVIRONMENT, "A": "2", **OWN}),
+        ({"environment": "minimal"}, {"PATH": MINIMAL_PATH, "HOME": "/home/mysql", **OWN}),
+        (
+            {"environment": "minimal", "env": [{"name": "HOME", "value": "/"}]},
+            {"PATH": MINIMAL_PATH, "HOME": "/", **OWN},
+        ),
+        ({"env": [{"name": "PODHOOK_TRIGGER_ID", "value": "forged"}]}, {**ENVIRONMENT, **OWN}),
+    ],
+)
+async def test_a_command_has_the_environment_it_asked_for_and_the_attempts_id(asked, environment):
+    result = await run(trigger({"exec": {"command": ["/usr/bin/env"], **asked}}))
+    assert environment_of(result) == environment
+
+
+async def test_the_agents_own_limit_and_the_triggers_both_bound_what_is_kept():
+    line = "head -c 5000 /dev/zero | tr '\\0' x"
+    for limit, option, kept in ((1000, 4000, 1000), (4000, 1000, 1000), (0, 4000, 0), (6000, 6000, 5000)):
+        result = await run(sh(line, capture=Capture(limit_bytes=limit)), output_limit_bytes=option)
+        assert result.stdout.text.count("x") == kept
+        assert result.stdout.total_bytes == 5000
+
+
+async def test_the_timeout_counts_from_the_start_of_the_action():
+    stop = Stop(timeout_seconds=0.2)
+    await asyncio.sleep(0.3)
+    result = await run(sh("sleep 60"), stop=stop)
+    assert (result.outcome, result.error.code, result.signal) == (Outcome.TIMED_OUT, ErrorCode.TIMEOUT, "SIGTERM")
+    assert 0.2 <= result.duration_seconds < 5
+
+
+async def test_the_clock_is_forgotten_when_the_action_has_ended():
+    stop = Stop(timeout_seconds=60)
+    await run(sh("true"), stop=stop)
+    assert stop._timer.cancelled()
+    assert stop.reason is None
+
+
+# --- http and tcp
+
+
+async def test_an_http_action_asks_the_pods_own_address():
+    async with server(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok") as (port, heads):
+        result = await run(trigger({"httpGet": {"port": port, "path": "/freeze?a=b"}}))
+    assert (result.outcome, result.http_status, result.stdout.text) == (Outcome.SUCCEEDED, 200, "ok")
+    assert heads[0].startswith(b"GET /freeze?a=b HTTP/1.1\r\n")
+    assert b"\r\nUser-Agent: podhook/1\r\n" in heads[0]
+    assert result.started_at == NOW
+
+
+async def test_an_http_answer_is_kept_up_to_the_limit():
+    async with server(b"HTTP/1.1 500 Broken\r\nContent-Length: 5000\r\n\r\n" + b"x" * 5000) as (port, _):
+        result = await run(trigger({"httpPost": {"port": port, "body": "{}"}}, capture=Capture(limit_bytes=100)))
+    assert (result.outcome, result.http_status, result.error.code) == (Outcome.FAILED, 500, ErrorCode.HTTP_STATUS)
+    assert result.stdout.text.count("x") <= 100
+
+
+async def test_a_tcp_action_connects_to_the_pods_own_address():
+    async with server() as (port, _):
+        result = await run(trigger({"tcpSocket": {"port": port}}))
+    assert (result.outcome, result.error) == (Outcome.SUCCEEDED, None)
+
+
+async def test_a_tcp_action_to_a_closed_port_names_the_address_tried():
+    async with server() as (port, _):
+        pass
+    result = await run(trigger({"tcpSocket": {"port": port}}))
+    assert (result.outcome, result.error.code) == (Outcome.FAILED, ErrorCode.CONNECTION_REFUSED)
+    assert f"127.0.0.1:{port}" in result.error.message
+
+
+@pytest.mark.parametrize("kind", ["exec", "httpGet", "tcpSocket"])
+async def test_any_action_ends_when_it_is_stopped(kind):
+    async with contextlib.AsyncExitStack() as stack:
+        silent = await stack.enter_async_context(_silent())
+        actions = {"exec": {"command": ["sleep", "60"]}, "httpGet": {"port": silent}, "tcpSocket": {"port": silent}}
+        stop = Stop(60)
+        if kind == "tcpSocket":  # a connection on loopback opens at once, so the end has to come first
+            stop.set(StopReason.CANCELLED)
+        asyncio.get_running_loop().call_later(0.1, stop.set, StopReason.CANCELLED)
+        async with asyncio.timeout(5):
+            result = await run(trigger({kind: actions[kind]}), stop=stop)
+    assert (result.outcome, result.error.code) == (Outcome.CANCELLED, ErrorCode.CANCELLED)
+
+
+@contextlib.asynccontextmanager
+async def _silent() -> AsyncIterator[int]:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as listening:
+        yield listening.sockets[0].getsockname()[1]
+
+
+# --- faults
+
+
+async def test_a_fault_of_ours_is_an_outcome_and_not_the_end_of_the_agent():
+    def environment() -> dict[str, str]:
+        raise ZeroDivisionError
+
+    made = Runner(
+        LocalLauncher(),
+        lambda: Containers(POD, "mysql", "shop/db-0"),
+        environment,
+        RunnerOptions("127.0.0.1", "podhook/1", 0),
+        now=lambda: NOW,
+    )
+    result = await made.run(made.prepare(sh("true")), Stop(10))
+    assert (result.outcome, result.error.code, result.started_at) == (Outcome.FAILED, ErrorCode.INTERNAL, NOW)
+    assert result.error.message == (
+        "a fault in podhook itself ended the attempt; whether it took effect is unknown: see the agent's log"
+    )
+
+
+async def test_cancelling_the_task_is_no_result(tmp_path):
+    stop = Stop(60)
+    task = asyncio.create_task(run(sh(f"echo >{tmp_path}/ready; sleep 60"), stop=stop))
+    await until((tmp_path / "ready").exists, "the command runs")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_aiohttp_is_not_loaded_by_who_runs_no_http():
+    """It takes 9 MB."""
+    code = "import sys, agent.sidecar.runner; print('aiohttp' in sys.modules)"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -1,0 +1,795 @@
+"""The journal: what is committed stays, nothing moves but along the table, and a bad disk is said, not hidden."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from agent import journal as journal_module
+from agent.contract.actions import Action
+from agent.contract.errors import IllegalMove, JournalNewer, JournalUnavailable
+from agent.contract.messages import CapturedStream, ErrorDetail, OutcomeMessage, Targets, Trigger
+from agent.contract.states import ATTEMPT_MOVES, FIRST_STATES, AttemptState, Outcome
+from agent.journal import Journal, JournalThread
+
+UID = "6f1c3c52-7a5b-4a3f-9d52-0c9f4f6f9a01"
+OTHER_UID = "1c9f6d2e-0000-4000-8000-000000000002"
+NOW = datetime(2026, 3, 1, 2, 30, tzinfo=UTC)
+RUN = "01890a5d-ac96-774b-bcce-b302099a8057"
+HASH = "ab" * 32
+DAY = timedelta(days=1)
+NONE_ENDED = tuple(state for state in AttemptState if not state.ended)
+ENDED = tuple(state for state in AttemptState if state.ended)
+
+
+def after(**delta: float) -> datetime:
+    return NOW + timedelta(**delta)
+
+
+def run_id(number: int) -> str:
+    return str(uuid.UUID(int=number))
+
+
+def trigger(run: str = RUN, attempt: int = 1, *, deadline: datetime | None = None) -> Trigger:
+    return Trigger(
+        run_id=run,
+        attempt=attempt,
+        coordinator="nightly",
+        pod_uid=UID,
+        targets=Targets.of([("shop", "db-0", UID)]),
+        action=Action.model_validate({"exec": {"command": ["true"]}}),
+        name="freeze",
+        issued_at=NOW,
+        deadline=deadline or after(minutes=5),
+    )
+
+
+def outcome(state: Outcome | AttemptState = Outcome.SUCCEEDED, run: str = RUN, attempt: int = 1, output: str = ""):
+    return OutcomeMessage(
+        run_id=run,
+        attempt=attempt,
+        namespace="shop",
+        pod="db-0",
+        pod_uid=UID,
+        trigger_hash=HASH,
+        outcome=Outcome(state),
+        stdout=CapturedStream(text=output, total_bytes=len(output.encode())),
+        error=ErrorDetail(code="exit_code", message="größer"),
+    )
+
+
+def admit(journal: Journal, run: str = RUN, attempt: int = 1, state: AttemptState = AttemptState.STARTED, **more):
+    ended = outcome(state, run, attempt) if state.ended else None
+    now = more.pop("now", NOW)
+    journal.admit(trigger(run, attempt, **more), HASH, state, ended, now)
+
+
+@contextmanager
+def opened(directory: Path, uid: str = UID, now: datetime = NOW) -> Iterator[Journal]:
+    with closing(Journal.open(directory, uid, now=now)) as journal:
+        yield journal
+
+
+@pytest.fixture
+def journal(tmp_path) -> Iterator[Journal]:
+    with opened(tmp_path) as journal:
+        yield journal
+
+
+def file_of(directory: Path) -> Path:
+    return directory / f"journal-{UID}.sqlite3"
+
+
+# --- what happens to an attempt
+
+
+@pytest.mark.parametrize("state", sorted(FIRST_STATES))
+def test_what_is_admitted_is_remembered_as_it_was(journal, state):
+    admit(journal, state=state)
+    entry = journal.remember(RUN, 1).entry(1)
+    assert (entry.run_id, entry.attempt, entry.trigger_hash, entry.state) == (RUN, 1, HASH, state)
+    assert (entry.coordinator, entry.name, entry.targets) == ("nightly", "freeze", trigger().targets)
+    assert (entry.deadline, entry.changed_at) == (after(minutes=5), NOW)
+    assert entry.outcome == (outcome(state) if state.ended else None)
+
+
+@pytest.mark.parametrize("state", sorted(set(AttemptState) - FIRST_STATES))
+def test_only_first_states_can_be_first(journal, state):
+    with pytest.raises(IllegalMove, match=f"cannot begin as {state}"):
+        admit(journal, state=state)
+    assert journal.remember(RUN, 1).entries == (), "a refused admission left a row"
+
+
+@pytest.mark.parametrize(
+    ("state", "ended"),
+    [(AttemptState.STARTED, outcome()), (AttemptState.REJECTED, None), (AttemptState.READY, outcome())],
+)
+def test_an_attempt_has_an_outcome_exactly_when_it_has_ended(journal, state, ended):
+    with pytest.raises(IllegalMove):
+        journal.admit(trigger(), HASH, state, ended, NOW)
+    assert journal.remember(RUN, 1).entries == ()
+
+
+def test_the_same_attempt_cannot_be_admitted_twice(journal):
+    admit(journal, state=AttemptState.READY)
+    with pytest.raises(JournalUnavailable):
+        admit(journal, state=AttemptState.STARTED)
+    assert journal.remember(RUN, 1).entry(1).state is AttemptState.READY
+    admit(journal, run_id(2))  # and the failed write did not stay open
+
+
+@pytest.mark.parametrize("first", NONE_ENDED)
+@pytest.mark.parametrize("following", ENDED)
+def test_attempts_end_only_along_the_table(journal, first, following):
+    admit(journal, state=first)
+    if following in ATTEMPT_MOVES[first]:
+        journal.finish(RUN, 1, outcome(following), after(seconds=1))
+        entry = journal.remember(RUN, 1).entry(1)
+        assert (entry.state, entry.outcome, entry.changed_at) == (following, outcome(following), after(seconds=1))
+    else:
+        with pytest.raises(IllegalMove, match=f"{following} cannot follow {first}"):
+            journal.finish(RUN, 1, outcome(following), NOW)
+        assert journal.remember(RUN, 1).entry(1).state is first, "an illegal move changed something"
+
+
+@pytest.mark.parametrize("ended", sorted(ATTEMPT_MOVES[AttemptState.STARTED]))
+@pytest.mark.parametrize("again", [Outcome.SUCCEEDED, Outcome.INTERRUPTED])
+def test_an_attempt_ends_once(journal, ended, again):
+    admit(journal)
+    journal.finish(RUN, 1, outcome(ended, output="first"), NOW)
+    with pytest.raises(IllegalMove, match="it has ended"):
+        journal.finish(RUN, 1, outcome(again, output="second"), after(seconds=1))
+    assert journal.remember(RUN, 1).entry(1).outcome.stdout.text == "first"
+
+
+@pytest.mark.parametrize("state", sorted(FIRST_STATES))
+def test_only_what_is_ready_starts(journal, state):
+    admit(journal, state=state)
+    if state is AttemptState.READY:
+        journal.start(RUN, 1, after(seconds=2))
+        assert journal.remember(RUN, 1).entry(1).state is AttemptState.STARTED
+        assert journal.remember(RUN, 1).entry(1).changed_at == after(seconds=2)
+    with pytest.raises(IllegalMove):
+        journal.start(RUN, 1, NOW)
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_what_was_never_admitted_cannot_move(journal, attempt):
+    admit(journal, run_id(9))
+    with pytest.raises(IllegalMove, match=f"{RUN}/{attempt} is not in the journal"):
+        journal.start(RUN, attempt, NOW)
+    with pytest.raises(IllegalMove, match="is not in the journal"):
+        journal.finish(RUN, attempt, outcome(attempt=attempt), NOW)
+
+
+def test_every_attempt_of_a_run_is_remembered_lowest_first(journal):
+    for attempt in (10, 2, 1):
+        admit(journal, attempt=attempt)
+    admit(journal, run_id(9), 3)
+    memory = journal.remember(RUN, 2)
+    assert [entry.attempt for entry in memory.entries] == [1, 2, 10]
+    assert (memory.entry(2).attempt, memory.entry(3)) == (2, None)
+
+
+def test_what_is_unfinished_is_what_a_crash_interrupts(journal):
+    admit(journal, run_id(1), state=AttemptState.READY)
+    admit(journal, run_id(2))
+    admit(journal, run_id(3), state=AttemptState.REJECTED)
+    admit(journal, run_id(4))
+    journal.finish(run_id(4), 1, outcome(run=run_id(4)), NOW)
+    assert {(entry.run_id, entry.state) for entry in journal.unfinished()} == {
+        (run_id(1), AttemptState.READY),
+        (run_id(2), AttemptState.STARTED),
+    }
+
+
+# --- delivery
+
+
+def test_undelivered_outcomes_come_oldest_first_up_to_the_limit(journal):
+    for number, second in ((1, 30), (2, 10), (3, 20)):
+        admit(journal, run_id(number))
+        journal.finish(run_id(number), 1, outcome(run=run_id(number)), after(seconds=second))
+    admit(journal, run_id(4))
+    assert [entry.run_id for entry in journal.undelivered(10)] == [run_id(2), run_id(3), run_id(1)]
+    assert [entry.run_id for entry in journal.undelivered(2)] == [run_id(2), run_id(3)]
+
+
+def test_what_the_broker_has_is_not_published_again_until_somebody_asks(journal):
+    admit(journal)
+    journal.finish(RUN, 1, outcome(), NOW)
+    journal.delivered(RUN, 1)
+    assert journal.undelivered(10) == []
+    journal.deliver_again(RUN, 1, "another")
+    assert [(entry.run_id, entry.coordinator) for entry in journal.undelivered(10)] == [(RUN, "another")]
+
+
+def test_delivery_of_one_attempt_says_nothing_of_the_next(journal):
+    for attempt in (1, 2):
+        admit(journal, attempt=attempt, state=AttemptState.REJECTED)
+    journal.delivered(RUN, 1)
+    assert [entry.attempt for entry in journal.undelivered(10)] == [2]
+
+
+# --- tombstones, floor, forgetting
+
+
+def test_a_tombstone_is_for_one_attempt(journal):
+    journal.tombstone(RUN, 2, after(minutes=5), NOW)
+    assert journal.remember(RUN, 2).tombstoned
+    assert not journal.remember(RUN, 1).tombstoned
+    assert not journal.remember(run_id(9), 2).tombstoned
+    assert not journal.remember(RUN, None).tombstoned, "a run as a whole has no tombstone"
+
+
+def test_a_tombstone_stays_until_its_deadline_and_30_seconds(journal):
+    journal.tombstone(RUN, 1, after(minutes=5), NOW)
+    journal.prune(after(minutes=5, seconds=30))
+    assert journal.remember(RUN, 1).tombstoned
+    journal.prune(after(minutes=5, seconds=30.1))
+    memory = journal.remember(RUN, 1)
+    assert (memory.tombstoned, memory.forgotten_deadline) == (False, after(minutes=5))
+
+
+def test_a_second_tombstone_only_lengthens_the_first(journal):
+    for minutes in (5, 10, 1):
+        journal.tombstone(RUN, 1, after(minutes=minutes), NOW)
+    journal.prune(after(minutes=10))
+    assert journal.remember(RUN, 1).tombstoned
+
+
+def test_no_tombstone_outlives_what_a_trigger_could_ask_for(journal):
+    journal.tombstone(RUN, 1, after(days=3650), NOW)
+    journal.prune(after(minutes=15, seconds=60))
+    assert journal.remember(RUN, 1).tombstoned, "the longest start window with the clocks' tolerance, and 30 s"
+    journal.prune(after(minutes=15, seconds=60.1))
+    assert not journal.remember(RUN, 1).tombstoned
+
+
+@pytest.mark.parametrize(
+    ("deadline", "ended_at", "asked_at", "kept"),
+    [
+        (after(minutes=5), NOW, after(hours=23, minutes=59), True),
+        (after(minutes=5), NOW, after(hours=24), True),
+        (after(minutes=5), NOW, after(hours=24, seconds=1), False),
+        (after(minutes=5), after(hours=2), after(hours=25), True),
+        (after(minutes=15), NOW - 2 * DAY, after(minutes=15, seconds=30), True),  # it ended while the clock was behind
+        (after(minutes=15), NOW - 2 * DAY, after(minutes=15, seconds=31), False),
+    ],
+)
+def test_an_ended_attempt_is_kept_for_24_hours_and_until_its_deadline_and_30_seconds(
+    journal, deadline, ended_at, asked_at, kept
+):
+    admit(journal, deadline=deadline)
+    journal.finish(RUN, 1, outcome(), ended_at)
+    assert journal.prune(asked_at) == (0 if kept else 1)
+    assert len(journal.remember(RUN, 1).entries) == (1 if kept else 0)
+
+
+def test_a_deadline_that_no_trigger_may_have_keeps_no_row_for_ever(journal):
+    admit(journal, state=AttemptState.REJECTED, deadline=after(days=3650))
+    assert journal.prune(NOW + DAY) == 0
+    assert journal.prune(after(hours=24, seconds=1)) == 1
+    assert journal.remember(RUN, 1).forgotten_deadline == after(seconds=930)
+
+
+@pytest.mark.parametrize("state", NONE_ENDED)
+def test_what_has_not_ended_is_never_forgotten(journal, state):
+    admit(journal, state=state)
+    assert journal.prune(after(days=400)) == 0
+    assert journal.remember(RUN, 1).entry(1).state is state
+
+
+def test_the_latest_deadline_that_was_forgotten_is_remembered(tmp_path):
+    with opened(tmp_path) as journal:
+        assert journal.remember(RUN, 1).forgotten_deadline == datetime.fromtimestamp(0, UTC)
+        for number, minutes in ((1, 3), (2, 9), (3, 6)):
+            admit(journal, run_id(number), state=AttemptState.REJECTED, deadline=after(minutes=minutes))
+        assert journal.prune(NOW + 2 * DAY) == 3
+        assert journal.remember(RUN, 1).forgotten_deadline == after(minutes=9)
+    with opened(tmp_path, now=NOW - DAY) as journal:  # the clock was set back meanwhile
+        assert journal.remember(RUN, 1).forgotten_deadline == after(minutes=9)
+        admit(journal, state=AttemptState.REJECTED, deadline=NOW - DAY, now=NOW - DAY)
+        assert journal.prune(NOW + DAY) == 1
+        assert journal.remember(RUN, 1).forgotten_deadline == after(minutes=9), "an earlier deadline took it back"
+
+
+def test_the_floor_begins_at_birth_and_only_rises(tmp_path):
+    with opened(tmp_path) as journal:
+        assert journal.remember(RUN, 1).floor == journal.born_at == NOW
+        journal.raise_floor(after(hours=1))
+        assert journal.remember(RUN, 1).floor == after(hours=1)
+        journal.raise_floor(after(minutes=1))  # the clock was set back
+        assert journal.remember(RUN, 1).floor == after(hours=1)
+    with opened(tmp_path, now=after(hours=9)) as journal:
+        assert (journal.remember(RUN, 1).floor, journal.born_at) == (after(hours=1), NOW)
+
+
+def test_a_full_journal_refuses_and_says_so(journal, monkeypatch):
+    monkeypatch.setattr(journal_module, "MAX_ROWS", 2)
+    for number in (1, 2):
+        admit(journal, run_id(number), state=AttemptState.REJECTED)
+    with pytest.raises(JournalUnavailable, match=r"journal is full: 2 attempts, the limit is 2; .*24 h"):
+        admit(journal, run_id(3))
+    assert journal.remember(run_id(3), 1).entries == ()
+    journal.prune(NOW + 2 * DAY)
+    admit(journal, run_id(3))
+
+
+# --- restarts, and whose journal it is
+
+
+def test_a_restart_keeps_everything(tmp_path):
+    with opened(tmp_path) as journal:
+        admit(journal, run_id(1))
+        journal.finish(run_id(1), 1, outcome(run=run_id(1), output="größer\x00"), after(seconds=5))
+        admit(journal, run_id(2), state=AttemptState.READY)
+        journal.tombstone(run_id(3), 1, after(minutes=5), NOW)
+        before = [journal.remember(run_id(number), 1) for number in (1, 2, 3)]
+        suffix = journal.client_suffix
+    with opened(tmp_path, now=after(hours=1)) as journal:
+        assert [journal.remember(run_id(number), 1) for number in (1, 2, 3)] == before
+        assert [entry.run_id for entry in journal.undelivered(10)] == [run_id(1)]
+        assert (journal.born_at, journal.client_suffix, journal.reset_from) == (NOW, suffix, None)
+
+
+def test_a_directory_has_one_opener_at_a_time(tmp_path):
+    with opened(tmp_path):
+        with pytest.raises(JournalUnavailable, match=f"another agent has {file_of(tmp_path)} open; give each agent"):
+            Journal.open(tmp_path, UID, now=NOW)
+        with opened(tmp_path, OTHER_UID):
+            pass
+    with opened(tmp_path):
+        pass
+
+
+def test_another_pod_uid_is_another_journal(tmp_path):
+    with opened(tmp_path) as journal:
+        admit(journal)
+        suffix = journal.client_suffix
+    with opened(tmp_path, OTHER_UID, after(hours=1)) as other:
+        assert other.remember(RUN, 1).entries == ()
+        assert other.born_at == after(hours=1)
+        assert other.client_suffix != suffix, "a successor must not take over its predecessor's session"
+
+
+def test_only_its_owner_can_read_a_journal(tmp_path):
+    with opened(tmp_path / "state"):
+        modes = {path.name: path.stat().st_mode & 0o077 for path in (tmp_path / "state").iterdir()}
+    assert set(modes.values()) == {0}, modes
+    assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
+
+
+def test_after_close_a_journal_says_that_it_cannot_be_used(tmp_path):
+    journal = Journal.open(tmp_path, UID, now=NOW)
+    journal.close()
+    with pytest.raises(JournalUnavailable):
+        journal.remember(RUN, 1)
+
+
+_VICTIM = """
+import sys
+from pathlib import Path
+from tests.test_journal import NOW, UID, AttemptState, Journal, admit, outcome, run_id
+journal = Journal.open(Path(sys.argv[1]), UID, now=NOW)
+for number in range(1, 10_000):
+    admit(journal, run_id(number))
+    journal.finish(run_id(number), 1, outcome(run=run_id(number)), NOW)
+    admit(journal, run_id(number), 2, AttemptState.READY)
+    print(number, flush=True)
+"""
+
+
+def test_sigkill_loses_nothing_that_was_committed(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", _VICTIM, tmp_path], stdout=subprocess.PIPE) as victim:
+        last = 0
+        while last < 40:
+            last = int(victim.stdout.readline())
+        victim.send_signal(signal.SIGKILL)
+        said = [last, *map(int, victim.stdout.read().split())]
+    assert victim.returncode == -signal.SIGKILL
+    with opened(tmp_path, now=after(hours=1)) as journal:
+        assert (journal.reset_from, journal.born_at) == (None, NOW)
+        for number in range(1, said[-1] + 1):
+            states = [entry.state for entry in journal.remember(run_id(number), 1).entries]
+            assert states == [AttemptState.SUCCEEDED, AttemptState.READY], f"run {number} of {said[-1]} was lost"
+
+
+# --- damage
+
+
+def filled(directory: Path) -> Path:
+    with opened(directory) as journal:
+        for number in range(1, 60):
+            admit(journal, run_id(number))
+            journal.finish(run_id(number), 1, outcome(run=run_id(number), output="x" * 3000), NOW)
+    return file_of(directory)
+
+
+def overwrite(path: Path, at: int, what: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(what)
+
+
+def change(statement: str, *, version: int = 1):
+    def damage(path: Path) -> None:
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {version}")
+
+    return damage
+
+
+DAMAGES = {
+    "no database at all": lambda path: path.write_bytes(b"these are not the pages\n" * 900),
+    "garbage in the header": lambda path: overwrite(path, 0, os.urandom(100)),
+    "the first page gone": lambda path: overwrite(path, 0, bytes(4096)),
+    "cut in the middle of a page": lambda path: os.truncate(path, path.stat().st_size // 2 + 77),
+    "cut between pages": lambda path: os.truncate(path, path.stat().st_size // 4096 // 2 * 4096),
+    "cut after the first page": lambda path: os.truncate(path, 4096),
+    "garbage in the middle": lambda path: overwrite(path, path.stat().st_size // 2 // 4096 * 4096, b"\xa5" * 9000),
+    "a table gone": change("DROP TABLE attempts"),
+    "a column gone": change("ALTER TABLE attempts DROP COLUMN name"),
+    "its birth gone": change("DELETE FROM meta WHERE key = 'born_at'"),
+    "its birth no number": change("UPDATE meta SET value = 'yesterday' WHERE key = 'born_at'"),
+    "its birth beyond time": change("UPDATE meta SET value = '1e300' WHERE key = 'born_at'"),
+    "its version forgotten": change("UPDATE meta SET value = value", version=0),
+    "a state that there is not": change("UPDATE attempts SET state = 'stopped'"),
+    "an outcome that is no JSON": change("UPDATE attempts SET outcome = '{' || outcome"),
+    "a deadline that is no time": change("UPDATE attempts SET deadline = 'soon'"),
+    "text that is not UTF-8": change("UPDATE attempts SET name = CAST(x'ff' AS TEXT)"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_journal_is_set_aside_and_a_new_one_begins(tmp_path, damage):
+    path = filled(tmp_path)
+    DAMAGES[damage](path)
+    content = path.read_bytes()
+    with opened(tmp_path, now=after(hours=1)) as journal:
+        assert journal.reset_from is not None, f"{damage}: opened as if nothing had happened"
+        assert journal.reset_from.parent == tmp_path
+        assert journal.reset_from.name.startswith(f"{path.name}.corrupt-20260301T033000Z-")
+        assert journal.reset_from.read_bytes() == content, "what is left of it belongs to its owner"
+        assert journal.born_at == journal.remember(RUN, 1).floor == after(hours=1)
+        assert journal.undelivered(100) == []
+        admit(journal)
+    with opened(tmp_path, now=after(hours=2)) as journal:
+        assert (journal.reset_from, journal.born_at) == (None, after(hours=1))
+        assert journal.remember(RUN, 1).entry(1) is not None
+
+
+def test_two_damaged_journals_are_both_kept(tmp_path):
+    for _ in range(2):
+        filled(tmp_path).write_bytes(b"no database" * 500)
+        with opened(tmp_path):
+            pass
+    assert len(list(tmp_path.glob("*.corrupt-*"))) == 2
+
+
+def test_a_row_that_turns_bad_while_open_is_an_unavailable_journal(tmp_path):
+    with opened(tmp_path) as journal:
+        admit(journal)
+        DAMAGES["a state that there is not"](file_of(tmp_path))
+        for act in (
+            lambda: journal.remember(RUN, 1),
+            journal.unfinished,
+            lambda: journal.finish(RUN, 1, outcome(), NOW),
+        ):
+            with pytest.raises(JournalUnavailable, match="cannot be used"):
+                act()
+
+
+def test_a_newer_journal_is_left_untouched(tmp_path):
+    path = filled(tmp_path)
+    change("UPDATE meta SET value = value", version=2)(path)
+    content, files = path.read_bytes(), sorted(tmp_path.iterdir())
+    for _ in range(2):
+        with pytest.raises(JournalNewer, match=r"has schema 2, this podhook knows up to 1; upgrade the agent"):
+            Journal.open(tmp_path, UID, now=NOW)
+    assert path.read_bytes() == content
+    assert sorted(tmp_path.iterdir()) == files
+    change("UPDATE meta SET value = value", version=1)(path)
+    with opened(tmp_path) as journal:
+        assert len(journal.undelivered(100)) == 59
+
+
+# --- disks
+
+
+@pytest.mark.parametrize("what", ["a file", "below a file"])
+def test_a_state_directory_that_cannot_be_is_named(tmp_path, what):
+    (tmp_path / "file").write_text("")
+    directory = tmp_path / "file" / ("deep" if what == "below a file" else "")
+    with pytest.raises(JournalUnavailable, match=f"cannot use state directory {directory}"):
+        Journal.open(directory, UID, now=NOW)
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"no right to mount: {mounted.stderr.decode().strip()}")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def fill(disk: Path) -> Path:
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        while os.statvfs(disk).f_bfree:
+            file.write(bytes(4096))
+    return ballast
+
+
+def admit_until_refused(journal: Journal, output: str = "") -> tuple[int, JournalUnavailable]:
+    """Finish attempt after attempt until the disk says no; how many were admitted, and what was said."""
+    for number in range(100, 2000):
+        try:
+            admit(journal, run_id(number))
+            journal.finish(run_id(number), 1, outcome(run=run_id(number), output=output), NOW)
+        except JournalUnavailable as error:
+            return number, error
+    raise AssertionError("there is room for everything")
+
+
+def test_a_full_disk_is_said_and_nothing_is_half_written(small_disk):
+    with opened(small_disk) as journal:
+        admit(journal, run_id(1))
+        ballast = fill(small_disk)
+        refused, error = admit_until_refused(journal)
+        assert "cannot be used" in str(error)
+        left = journal.remember(run_id(refused), 1).entries
+        assert [entry.state for entry in left] in ([], [AttemptState.STARTED]), "half a write was kept"
+        assert journal.remember(run_id(1), 1).entry(1) is not None, "a full disk can still be read"
+        ballast.unlink()
+        admit(journal, run_id(2))
+        journal.finish(run_id(1), 1, outcome(run=run_id(1)), NOW)
+    with opened(small_disk) as journal:
+        assert journal.reset_from is None, "a full disk was taken for damage"
+        for number in (1, *range(100, refused)):
+            assert journal.remember(run_id(number), 1).entry(1).state is AttemptState.SUCCEEDED
+        assert journal.remember(run_id(2), 1).entry(1).state is AttemptState.STARTED
+
+
+def test_a_disk_without_room_for_a_journal_is_said(small_disk):
+    ballast = fill(small_disk)
+    with pytest.raises(JournalUnavailable):
+        Journal.open(small_disk, UID, now=NOW)
+    ballast.unlink()
+    with opened(small_disk) as journal:
+        admit(journal)
+
+
+def test_a_read_only_disk_is_said_and_the_journal_is_left_alone(small_disk):
+    with opened(small_disk) as journal:
+        admit(journal)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(JournalUnavailable, match="Read-only"):
+        Journal.open(small_disk, UID, now=NOW)
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    with opened(small_disk) as journal:
+        assert journal.reset_from is None
+        assert journal.remember(RUN, 1).entry(1) is not None
+
+
+def test_a_damaged_journal_that_cannot_be_set_aside_is_unavailable(small_disk):
+    path = file_of(small_disk)
+    path.write_bytes(b"no database" * 500)
+    subprocess.run(["mount", "--bind", path, path], check=True)  # a mount point cannot be renamed
+    try:
+        with pytest.raises(JournalUnavailable, match="busy"):
+            Journal.open(small_disk, UID, now=NOW)
+    finally:
+        subprocess.run(["umount", path], check=True)
+    with opened(small_disk) as journal:
+        assert journal.reset_from is not None
+
+
+def test_the_size_of_a_journal_has_a_bound_and_pruning_gives_room_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal_module, "MAX_BYTES", 256 * 1024)
+    with opened(tmp_path) as journal:
+        _, error = admit_until_refused(journal, "x" * 3000)
+        assert "full" in str(error)
+        assert file_of(tmp_path).stat().st_size <= 256 * 1024
+        assert journal.prune(NOW + 2 * DAY) > 10
+        admit(journal)
+
+
+# --- the journal's thread
+
+
+async def test_nothing_can_be_asked_before_the_journal_is_open(tmp_path):
+    thread = JournalThread()
+    with pytest.raises(JournalUnavailable, match="not open"):
+        await thread.call(Journal.unfinished)
+    await thread.open(tmp_path, UID, NOW)
+    assert await thread.call(Journal.unfinished) == []
+    await thread.close()
+    with pytest.raises(JournalUnavailable, match="not open"):
+        await thread.call(Journal.unfinished)
+    with opened(tmp_path):
+        pass
+
+
+async def test_a_write_goes_through_although_its_caller_is_cancelled(tmp_path):
+    thread = JournalThread()
+    await thread.open(tmp_path, UID, NOW)
+    go, began = threading.Event(), threading.Event()
+
+    def slow(_: Journal) -> None:
+        began.set()
+        assert go.wait(10)
+
+    blocking = asyncio.create_task(thread.call(slow))
+    waiting = asyncio.create_task(
+        thread.call(Journal.admit, trigger(), HASH, AttemptState.STARTED, None, NOW), name="waits behind it"
+    )
+    try:
+        await asyncio.to_thread(began.wait, 10)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    finally:
+        go.set()
+    await blocking
+    assert [entry.run_id for entry in await thread.call(Journal.unfinished)] == [RUN], "the queued write was dropped"
+    await thread.close()
+
+
+async def test_a_slow_disk_does_not_hold_up_the_loop(tmp_path):
+    thread = JournalThread()
+    await thread.open(tmp_path, UID, NOW)
+    go = threading.Event()
+    slow = asyncio.create_task(thread.call(lambda _: go.wait(10)))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not slow.done()
+    go.set()
+    assert await slow
+    await thread.close()
+
+
+# --- any order of operations
+
+
+RUNS = st.integers(1, 3).map(run_id)
+ATTEMPTS = st.integers(1, 3)
+
+
+class JournalAgainstModel(RuleBasedStateMachine):
+    """Whatever is done in whatever order, the journal knows what a dictionary would know."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.directory = Path(self.scratch) / uuid.uuid4().hex
+        self.now = NOW
+        self.journal = Journal.open(self.directory, UID, now=NOW)
+        self.states: dict[tuple[str, int], tuple[AttemptState, datetime, datetime, bool]] = {}
+        self.tombs: dict[tuple[str, int], datetime] = {}
+        self.floor, self.forgotten = NOW, datetime.fromtimestamp(0, UTC)
+
+    def teardown(self) -> None:
+        if hasattr(self, "journal"):
+            self.journal.close()
+
+    @rule(run=RUNS, attempt=ATTEMPTS, state=st.sampled_from(AttemptState), minutes=st.integers(0, 15))
+    def admit(self, run, attempt, state, minutes) -> None:
+        deadline = self.now + timedelta(minutes=minutes)
+        if state not in FIRST_STATES or (run, attempt) in self.states:
+            with pytest.raises((IllegalMove, JournalUnavailable)):
+                admit(self.journal, run, attempt, state, deadline=deadline, now=self.now)
+        else:
+            admit(self.journal, run, attempt, state, deadline=deadline, now=self.now)
+            self.states[run, attempt] = (state, deadline, self.now, False)
+
+    @rule(run=RUNS, attempt=ATTEMPTS, following=st.sampled_from([AttemptState.STARTED, *ENDED]))
+    def move(self, run, attempt, following) -> None:
+        def act() -> None:
+            if following is AttemptState.STARTED:
+                self.journal.start(run, attempt, self.now)
+            else:
+                self.journal.finish(run, attempt, outcome(following, run, attempt), self.now)
+
+        present = self.states.get((run, attempt))
+        if present is None or following not in ATTEMPT_MOVES[present[0]]:
+            with pytest.raises(IllegalMove):
+                act()
+        else:
+            act()
+            self.states[run, attempt] = (following, present[1], self.now, False)
+
+    @rule(run=RUNS, attempt=ATTEMPTS, again=st.booleans())
+    def deliver(self, run, attempt, again) -> None:
+        if again:
+            self.journal.deliver_again(run, attempt, "nightly")
+        else:
+            self.journal.delivered(run, attempt)
+        if (run, attempt) in self.states:
+            self.states[run, attempt] = (*self.states[run, attempt][:3], not again)
+
+    @rule(run=RUNS, attempt=ATTEMPTS, minutes=st.integers(-5, 60))
+    def tombstone(self, run, attempt, minutes) -> None:
+        asked = self.now + timedelta(minutes=minutes)
+        self.journal.tombstone(run, attempt, asked, self.now)
+        kept = min(asked, self.now + timedelta(seconds=930))
+        self.tombs[run, attempt] = max(kept, self.tombs.get((run, attempt), kept))
+
+    @rule(seconds=st.sampled_from([-4000, 1, 600, 931, 90_000]))
+    def clock(self, seconds) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    @rule()
+    def prune(self) -> None:
+        for_ids, for_outcomes = self.now - timedelta(seconds=30), self.now - DAY
+        gone = {
+            key: deadline
+            for key, (state, deadline, changed, _) in self.states.items()
+            if state.ended and deadline < for_ids and changed < for_outcomes
+        }
+        buried = {key: deadline for key, deadline in self.tombs.items() if deadline < for_ids}
+        assert self.journal.prune(self.now) == len(gone)
+        self.forgotten = max([self.forgotten, *gone.values(), *buried.values()])
+        self.states = {key: value for key, value in self.states.items() if key not in gone}
+        self.tombs = {key: value for key, value in self.tombs.items() if key not in buried}
+
+    @rule()
+    def raise_floor(self) -> None:
+        self.journal.raise_floor(self.now)
+        self.floor = max(self.floor, self.now)
+
+    @rule()
+    def restart(self) -> None:
+        self.journal.close()
+        self.journal = Journal.open(self.directory, UID, now=self.now)
+
+    @invariant()
+    def they_agree(self) -> None:
+        if not hasattr(self, "journal"):
+            return
+        found, dead = {}, set()
+        for run in map(run_id, range(1, 4)):
+            memory = self.journal.remember(run, None)
+            assert (memory.floor, memory.forgotten_deadline) == (self.floor, self.forgotten)
+            found |= {(run, entry.attempt): (entry.state, entry.deadline, entry.changed_at) for entry in memory.entries}
+            assert all((entry.outcome is not None) == entry.state.ended for entry in memory.entries)
+            dead |= {(run, attempt) for attempt in range(1, 4) if self.journal.remember(run, attempt).tombstoned}
+        assert found == {key: value[:3] for key, value in self.states.items()}
+        assert dead == set(self.tombs)
+        waiting = {(entry.run_id, entry.attempt) for entry in self.journal.undelivered(100)}
+        assert waiting == {key for key, (state, _, _, sent) in self.states.items() if state.ended and not sent}
+
+
+def test_any_order_of_operations_agrees_with_a_dictionary(tmp_path):
+    JournalAgainstModel.scratch = tmp_path
+    JournalAgainstModel.TestCase.settings = settings(
+        max_examples=25,
+        stateful_step_count=25,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        database=None,
+    )
+    JournalAgainstModel.TestCase("runTest").runTest()
