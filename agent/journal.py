@@ -21,7 +21,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from agent.contract.errors import IllegalMove, JournalNewer, JournalUnavailable
+from agent.contract.errors import IllegalMove, JournalLocked, JournalNewer, JournalUnavailable
 from agent.contract.messages import (
     CLOCK_TOLERANCE_SECONDS,
     MAX_START_WINDOW_SECONDS,
@@ -134,7 +134,7 @@ class Journal:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise JournalUnavailable(
+                raise JournalLocked(
                     f"another agent has {path} open; give each agent its own state directory"
                 ) from error
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Generator, Iterator
 
@@ -15,6 +16,12 @@ from tests.brokers import Mosquitto, Nats
 REQUIRE = os.environ.get("PODHOOK_TEST_REQUIRE", "")
 
 BROKERS = ("mosquitto-5", "mosquitto-3.1.1", "nats")
+
+# Under nohup or a script's `&` these are ignored, every process that a test starts would inherit that, and tests of
+# Ctrl-C would wait for ever.
+for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 
 def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

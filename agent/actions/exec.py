@@ -15,12 +15,14 @@ from agent.contract.errors import ErrorCode
 from agent.contract.messages import ErrorDetail, Result
 from agent.contract.outcomes import OutputBuffer, failure
 from agent.contract.states import Outcome
-from agent.pod.processes import ExitStatus, Launch, Launcher, Process, StartError
+from agent.pod.processes import ExitStatus, Launch, Launcher, Process, StartError, in_group
 
 #: SIGTERM to the process group, then this long, then SIGKILL to everything it started.
 TERM_GRACE_SECONDS = 5
 #: After the command itself exited, its output may take this long to drain.
 DRAIN_SECONDS = 1
+#: How often it is looked whether anything of the group still cleans up.
+GROUP_LOOK_SECONDS = 0.05
 _READ_BYTES = 64 * 1024
 
 #: A shell's exit codes for what could not be started (POSIX, section 2.8.2).
@@ -101,7 +103,7 @@ async def run_exec(action: ExecAction, launcher: Launcher, options: ExecOptions,
                 notes += _survivors(await process.kill_everything())
         else:
             process.terminate()
-            await asyncio.wait({waiting}, timeout=TERM_GRACE_SECONDS)
+            await _group_ended(process, waiting)
             survivors = await process.kill_everything()
             await asyncio.wait({waiting}, timeout=DRAIN_SECONDS)
             await _drain(readers)
@@ -125,6 +127,15 @@ async def run_exec(action: ExecAction, launcher: Launcher, options: ExecOptions,
             for reader in readers:
                 reader.stop()
             process.close()
+
+
+async def _group_ended(process: Process, waiting: asyncio.Task[ExitStatus]) -> None:
+    """Give the whole group its grace, not only the shell in front of it: what cleans up is often its child."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + TERM_GRACE_SECONDS
+    await asyncio.wait({waiting}, timeout=TERM_GRACE_SECONDS)
+    while loop.time() < until and any(in_group(pid, process.pid) for pid in process.remaining()):  # noqa: ASYNC110
+        await asyncio.sleep(GROUP_LOOK_SECONDS)
 
 
 async def _let_go(process: Process, waiting: asyncio.Task[ExitStatus], *, kill: bool) -> None:

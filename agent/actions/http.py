@@ -228,7 +228,7 @@ async def _attempt(seen: _Seen, options: HttpOptions, *, given_host: bool) -> Re
     except network.UnusableCaFileError as error:
         return failure(Outcome.FAILED, ErrorCode.TLS, str(error))
     except Exception as error:  # noqa: BLE001 - a server decides what aiohttp meets; it must not end the agent
-        url, setting = seen.request.url, "verify_host" if given_host else "verify_pod"
+        url, setting = seen.request.url, "PODHOOK_HTTP_VERIFY_HOST" if given_host else "PODHOOK_HTTP_VERIFY_POD"
         return network.http_failure(url.host or "", url.port or 0, seen.tried, error, setting=setting)
 
 

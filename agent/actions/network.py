@@ -168,7 +168,7 @@ def verifying_context(ca_file: Path | None) -> ssl.SSLContext:
     except OSError as error:  # ssl.SSLError is one
         reason = error.strerror if error.errno else str(error)
         raise UnusableCaFileError(
-            f"ca_file {ca_file} cannot be used: {reason}; give a readable file with PEM certificates"
+            f"PODHOOK_HTTP_CA_FILE {ca_file} cannot be used: {reason}; give a readable file with PEM certificates"
         ) from error
     # Python 3.13 began to refuse authorities without a key identifier, as private ones often are; Go, for
     # which existing hooks were written, takes them. One behaviour on every Python.
@@ -234,7 +234,7 @@ def _certificate_sentence(target: str, error: ssl.SSLCertVerificationError, sett
     reason = f"certificate of {target} was not accepted: {printable(error.verify_message)}"
     off = f"set {setting} to false to accept it unverified"
     if error.verify_code in _UNKNOWN_ISSUER:
-        return f"the issuer check failed: the {reason}; set ca_file to the authority that signed it, or {off}"
+        return f"the issuer check failed: the {reason}; set PODHOOK_HTTP_CA_FILE to its authority, or {off}"
     if error.verify_code in _WRONG_NAME:
         return f"the name check failed: the {reason}; set host to a name that the certificate has, or {off}"
     if error.verify_code in {_NOT_YET_VALID, _EXPIRED}:

@@ -7,12 +7,14 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from agent.cli.exits import errors_as_exits
+from agent.cli.exits import Exit, errors_as_exits, tell
+from agent.contract.errors import InvalidSettings
 from agent.sidecar.settings import AgentSettings
 
 
@@ -28,6 +30,26 @@ def _option(name: str, *more: str) -> typer.models.OptionInfo:
         flag += f"/--no-{flag[2:]}"
     option: typer.models.OptionInfo = typer.Option(flag, *more, help=_help(name))
     return option
+
+
+#: Set by Kubernetes in every container.
+IN_KUBERNETES = "KUBERNETES_SERVICE_HOST"
+
+
+def _settings(load: Callable[..., AgentSettings], flags: dict[str, object]) -> AgentSettings:
+    """The settings. In a pod a mistake in them must not become a crash loop, which would take the pod's readiness.
+
+    Raises:
+        InvalidSettings: outside of Kubernetes, where somebody waits for the answer.
+    """
+    try:
+        return load(**flags)
+    except InvalidSettings as error:
+        if IN_KUBERNETES not in os.environ:
+            raise
+        tell(f"{error}. Nothing is served; correct it and restart the pod. Waiting for SIGTERM")
+        signal.sigwait({signal.SIGTERM, signal.SIGINT})
+        raise typer.Exit(Exit.SUCCEEDED) from error
 
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -72,13 +94,19 @@ def command(
         from agent.sidecar.logs import configure_logging
         from agent.sidecar.settings import load_settings
 
-        settings = load_settings(**flags)
+        settings = _settings(load_settings, flags)
         configure_logging(settings.log_format, settings.log_level)
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what daemonizes away comes to us
 
         async def serve() -> None:
             stop = asyncio.Event()
             loop = asyncio.get_running_loop()
+            for number in (
+                signal.SIGHUP,
+                signal.SIGQUIT,
+            ):  # ignored ones (nohup) would be ignored by every command, too
+                if signal.getsignal(number) is signal.SIG_IGN:
+                    loop.add_signal_handler(number, lambda: None)
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, stop.set)
             await Agent(settings).run(stop)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from agent.coordinator import RunResult
 
 #: An installed podhook has no examples beside it; a checkout has.
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "demo.yaml"
+_IN_CHECKOUT = Path(__file__).resolve().parents[2] / "examples" / "demo.yaml"
+EXAMPLE = _IN_CHECKOUT if _IN_CHECKOUT.exists() else Path(__file__).with_name("demo.yaml")
 #: Five interpreters start at once; a loaded machine takes long for that.
 START_SECONDS = 60
 STOP_SECONDS = 10

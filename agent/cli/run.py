@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ from agent.cli.exits import Exit, errors_as_exits, logs_for_people, tell
 if TYPE_CHECKING:
     from agent.bus.broker import Broker
     from agent.coordinator import Coordinator, HookCall, RunResult
+
+
+#: What ends a run: Ctrl-C, a polite end, a terminal that is gone.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Strategy(StrEnum):
@@ -181,7 +186,7 @@ async def execute(
             coordinator.cancel() if stops == 1 else coordinator.cancel(within_seconds=0)
             tell(text)
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPPING:
             loop.add_signal_handler(number, interrupt)
         try:
             for call in calls:
@@ -192,7 +197,7 @@ async def execute(
                 if stops or (run.verdict is not Verdict.SUCCEEDED and not keep_going):
                     break
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOPPING:
                 loop.remove_signal_handler(number)
     left = len(calls) - len(runs)
     if left and not quiet:
@@ -221,10 +226,14 @@ async def _one(coordinator: Coordinator, call: HookCall, output: options.Format,
     else:
         with RunView(call.hook.name) as view:
             run = await coordinator.run(call, on_event=view)
-    if output is options.Format.JSON:
-        print(json.dumps(run.to_json()), flush=True)
-    else:
-        print_result(run)
+    try:
+        if output is options.Format.JSON:
+            print(json.dumps(run.to_json()), flush=True)
+        else:
+            print_result(run)
+    except (OSError, SystemExit, ValueError):  # nobody reads any more: that must not decide which hooks still run
+        tell("the results can no longer be written to standard output; the hooks go on")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python's last flush must not fail either
     return run
 
 

@@ -11,6 +11,7 @@
     |-- Refusal               an agent says no before anything ran; `temporary` says whether to try again
     |-- IllegalMove           a bug: a state that cannot follow the present one
     |-- JournalUnavailable    the disk's fault; goes away when it has room and works again
+    |   |-- JournalLocked     another agent of the same pod lives; goes away with it
     |   `-- JournalNewer      written by a newer podhook; goes away with an upgrade
     `-- BusError              the broker's or the network's side
         |-- LinkDown          not connected, or the connection broke: trying again makes sense
@@ -154,6 +155,10 @@ class IllegalMove(PodhookError):
 
 class JournalUnavailable(PodhookError):
     """The journal cannot record now (disk full, read-only, broken); nothing may run meanwhile."""
+
+
+class JournalLocked(JournalUnavailable):
+    """Another agent has this journal open: there are two of us, and one is too many."""
 
 
 class JournalNewer(JournalUnavailable):

@@ -347,6 +347,7 @@ class Owner(Message):
     kind: str
     name: str
     uid: str | None = None
+    controller: bool | None = None
 
 
 class Presence(Message):

@@ -306,7 +306,10 @@ def _why_not(call: HookCall, executor: PodExecutor, selection: Selection) -> Err
             f"{len(selection.missing)} selected pods have no live agent: {names}; nothing was triggered. "
             "Bring them back, or go on without them with --allow-missing"
         )
-    elif not selection.targets and not call.allow_empty:
+    elif selection.missing and not selection.targets and not call.allow_empty:
+        code = "missing_agents"
+        text = f"every one of the {len(selection.missing)} selected pods is without a live agent; nothing was triggered"
+    elif not selection.targets and not call.allow_empty and call.expect != 0:
         code = "no_targets"
         text = (
             f"{what} in {where} matches no agent; nothing was triggered. See who is there with `podhook agents`, "

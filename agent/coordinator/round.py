@@ -222,7 +222,7 @@ class Round:
                 continue
             before = watch.submitted
             try:
-                await self.wire.publish(watch.target, active.payload, self._expiry(watch), submitted)
+                await self.wire.publish(watch.target, self.run_id, active.payload, self._expiry(watch), submitted)
             except LinkDown:
                 await asyncio.sleep(REPUBLISH_SECONDS)
             except PublishRefused as error:
@@ -391,14 +391,19 @@ class Round:
         self._send_bytes(target, self.wire.seal(message), 60)
 
     def _send_bytes(self, target: Target, payload: bytes, expiry_seconds: int) -> None:
-        """Publish in a task of its own: a broker that does not acknowledge must not hold up what is heard."""
+        """Publish in a task of its own: a broker that does not acknowledge must not hold up what is heard.
+
+        Nothing goes to an agent that is offline (DESIGN: Delivery 7); when it is back it is asked, and told again.
+        """
+        if not self.wire.is_online(target):
+            return
         task = asyncio.create_task(self._publish(target, payload, expiry_seconds), name=f"send {target}")
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
     async def _publish(self, target: Target, payload: bytes, expiry_seconds: int) -> None:
         try:
-            await self.wire.publish(target, payload, expiry_seconds, None)
+            await self.wire.publish(target, self.run_id, payload, expiry_seconds, None)
         except (LinkDown, PublishRefused) as error:
             self._say("broker", target, 0, str(error))  # the silence that follows is asked about
 

@@ -60,7 +60,10 @@ def select(presences: Iterable[Presence], executor: PodExecutor, namespaces: fro
 
 
 def owned_by(owners: Iterable[Owner], wanted: OwnerFilter | None) -> bool:
-    """Whether any owner of the pod fits; of the filter only the fields given count (SEMANTICS: Which pods)."""
+    """Whether any owner of the pod fits; of the filter only the fields given count (SEMANTICS: Which pods).
+
+    `blockOwnerDeletion` is read, because it stands in copied ownerReferences, and selects nothing.
+    """
     if wanted is None:
         return True
     return any(
@@ -68,6 +71,7 @@ def owned_by(owners: Iterable[Owner], wanted: OwnerFilter | None) -> bool:
         and (not wanted.kind or owner.kind == wanted.kind)
         and (not wanted.name or owner.name == wanted.name)
         and (not wanted.uid or owner.uid == wanted.uid)
+        and (wanted.controller is None or bool(owner.controller) == wanted.controller)
         for owner in owners
     )
 

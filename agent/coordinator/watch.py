@@ -36,7 +36,14 @@ ENDING_SECONDS = 6
 CANCEL_SECONDS = 10
 
 #: Refusals that are said without looking into, or without having, a memory of what ran before.
-_WITHOUT_MEMORY = frozenset({ErrorCode.JOURNAL_UNAVAILABLE, ErrorCode.BEFORE_JOURNAL})
+_WITHOUT_MEMORY = frozenset(
+    {
+        ErrorCode.JOURNAL_UNAVAILABLE,
+        ErrorCode.BEFORE_JOURNAL,
+        ErrorCode.UNSIGNED,
+        ErrorCode.INVALID_ACTION,
+    }
+)
 
 
 class Step(StrEnum):
@@ -97,7 +104,8 @@ class Watch:
         self._sign(now)
         match message:
             case OutcomeMessage():
-                if (seen_before or self.copies > 1) and _proves_nothing(message):
+                refused = message.outcome is Outcome.REJECTED
+                if refused and (self.started is not None or ((seen_before or self.copies > 1) and _blind(message))):
                     self.result = self._unknown(
                         f"{self.target} refused a second copy of the trigger, and cannot speak for the first: "
                         f"{message.error.message if message.error else ''}"
@@ -255,6 +263,6 @@ class Watch:
         )
 
 
-def _proves_nothing(outcome: OutcomeMessage) -> bool:
+def _blind(outcome: OutcomeMessage) -> bool:
     """A refusal that the agent could not look up: of a first copy that did run it knows nothing."""
     return outcome.error is not None and outcome.error.code in _WITHOUT_MEMORY

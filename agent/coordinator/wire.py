@@ -58,14 +58,16 @@ class Wire:
         return seal(message, source=source, time=self.now(), event_id=str(uuid.uuid4()))
 
     async def publish(
-        self, target: Target, payload: bytes, expiry_seconds: int, submitted: Callable[[], None] | None
+        self, target: Target, run_id: str, payload: bytes, expiry_seconds: int, submitted: Callable[[], None] | None
     ) -> None:
-        """Publish a command to a target. Raises LinkDown, PublishRefused (see `Link.publish`)."""
+        """Publish a command of a run to a target. Raises LinkDown, PublishRefused (see `Link.publish`)."""
         publication = Publication(
             self.topics.commands(target.namespace, target.pod),
             payload,
             content_type=CONTENT_TYPE,
             expiry_seconds=expiry_seconds,
+            response_topic=self.topics.reply(self.coordinator, run_id, target.namespace, target.pod),
+            correlation=run_id.encode(),
         )
         await self.link.publish(publication, submitted=submitted)
 

@@ -51,6 +51,7 @@ class OwnerReference(_Part):
     kind: str
     name: str
     uid: str | None = None
+    controller: bool | None = None
 
 
 class PodDescription(_Part):
@@ -61,7 +62,7 @@ class PodDescription(_Part):
 
     def presence_owners(self) -> list[Owner]:
         """The owners as presence carries them."""
-        return [Owner(api_version=o.api_version, kind=o.kind, name=o.name, uid=o.uid) for o in self.owners]
+        return [Owner.model_validate(owner.model_dump()) for owner in self.owners]
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,8 +53,9 @@ class StartError(Exception):
 
 
 class Process(Protocol):
-    """A command that was started."""
+    """A command that was started. `pid` is also its process group."""
 
+    pid: int
     stdout: int
     stderr: int
 
@@ -132,7 +133,7 @@ class LocalProcess:
     ) -> None:
         self._popen = process
         self._closed = closed
-        self._pid = process.pid
+        self._pid = self.pid = process.pid
         self._pidfd = pidfd
         self._mark = f"{MARK_VARIABLE}={mark}".encode()
         self.stdout = stdout
@@ -208,6 +209,7 @@ class _Stat:
 
     state: str
     parent: int
+    group: int
     session: int
     started: int
 
@@ -270,6 +272,12 @@ async def kill_left_over(attempt: str) -> int:
     return len(killed)
 
 
+def in_group(pid: int, group: int) -> bool:
+    """Whether a process is a living member of a process group."""
+    stat = _stat(pid)
+    return stat is not None and stat.group == group and stat.state not in "ZX"
+
+
 def reap_strays(owned: Collection[int]) -> int:
     """Reap children that are not ours: orphans that came to us as pid 1 or subreaper. Returns how many."""
     reaped = 0
@@ -317,7 +325,7 @@ def _stat(pid: int) -> _Stat | None:
     except OSError:
         return None
     fields = text[text.rindex(b")") + 2 :].split(maxsplit=20)
-    return _Stat(fields[0].decode(), int(fields[1]), int(fields[3]), int(fields[19]))
+    return _Stat(fields[0].decode(), int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]))
 
 
 def _carries(pid: int, mark: bytes) -> bool:

@@ -18,7 +18,7 @@ import structlog
 from agent import __version__
 from agent.bus.link import Link
 from agent.bus.types import Connected, Delivery, Disconnected, LinkOptions
-from agent.contract.errors import BadInput, InvalidSettings, JournalNewer, JournalUnavailable
+from agent.contract.errors import BadInput, InvalidSettings, JournalLocked, JournalNewer, JournalUnavailable
 from agent.contract.messages import MAX_COMMAND_BYTES
 from agent.contract.topics import client_id
 from agent.journal import Journal, JournalThread
@@ -99,6 +99,9 @@ class Agent:
         self._look_at_files()
         await self._open_journal()
         try:
+            await self._wait_for_lock(stop)
+            if stop.is_set():
+                return
             async with (
                 Link(settings.parsed_broker(), self._link_options()) as link,
                 asyncio.TaskGroup() as group,
@@ -110,6 +113,18 @@ class Agent:
             log.info("agent.away", until="it is told to stop")
             await stop.wait()
         log.info("agent.stopped")
+
+    async def _wait_for_lock(self, stop: asyncio.Event) -> None:
+        """While another agent has our journal, stay off the bus: both would answer every trigger, and one run it."""
+        while isinstance(self._journal_error, JournalLocked) and not stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await stop.wait()
+            if not stop.is_set():
+                self._journal_error = None
+                await self._open_journal()
+                if self._journal_error is None:
+                    self._problem("journal", None)
 
     async def _serve(self, link: Link, group: asyncio.TaskGroup, stop: asyncio.Event) -> None:
         attempts, outbox = self._wire(link, group)

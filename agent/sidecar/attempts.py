@@ -47,6 +47,9 @@ from agent.sidecar.voice import Outbox, Voice
 
 log = structlog.get_logger("podhook.attempts")
 
+#: Messages on their way to the broker at once, each a task; what is more waits in the outbox or is asked for again.
+MAX_TASKS = 256
+
 
 @dataclass(slots=True)
 class _Live:
@@ -103,7 +106,7 @@ class Attempts:
             return
         try:
             if isinstance(data, Query):
-                await self._query(data)
+                await self._answer(data)
             elif isinstance(data, Renew):
                 log.warning("command.refused", type=data.TYPE, code=ErrorCode.UNSUPPORTED, trigger_id=data.trigger_id)
             elif data.pod_uid != self.identity.pod_uid:
@@ -128,9 +131,7 @@ class Attempts:
             policy.check_sender(error.address, self._situation())
         except Refusal as earlier:
             refusal = earlier
-        outcome = self._outcome(error.address, error.hash, _refused(refusal))
-        sending = self.outbox.send(error.address.coordinator, outcome, recorded=False)
-        self._spawn(sending, f"refusal {error.address.trigger_id}")
+        self._send_unrecorded(error.address, self._outcome(error.address, error.hash, _refused(refusal)))
 
     async def _trigger(self, command: Command, trigger: Trigger) -> None:
         situation = self._situation()
@@ -246,7 +247,43 @@ class Attempts:
             return
         await self._say_again(known, known.coordinator)
 
-    async def _query(self, query: Query) -> None:
+    async def _answer(self, query: Query) -> None:
+        """Answer a query; with a journal that cannot be used, with what is at hand, and that it cannot tell more."""
+        try:
+            report = await self._query(query)
+        except JournalUnavailable as error:
+            self.journal_failed(self.journal_broken() or error)
+            report = self._compose_report(query, self._at_hand(query), cannot_tell=str(error))
+        if len(self._tasks) < MAX_TASKS:
+            self._spawn(self.voice.report(query.coordinator, report), f"report {query.query_id}")
+        else:
+            log.warning("report.dropped", query_id=query.query_id, tasks=len(self._tasks), next="it is asked again")
+
+    def _at_hand(self, query: Query) -> list[AttemptReport]:
+        """The attempts of a run that this process knows without its journal."""
+        found = [
+            AttemptReport(
+                attempt=live.trigger.attempt,
+                state=AttemptState.READY if live.trigger.wait_for_go and not live.go.is_set() else AttemptState.STARTED,
+                trigger_hash=live.hash,
+                targets=live.trigger.targets,
+            )
+            for live in self._live.values()
+            if live.trigger.run_id == query.run_id
+        ]
+        found += [
+            AttemptReport(
+                attempt=ended.attempt,
+                state=AttemptState(ended.outcome),
+                trigger_hash=ended.trigger_hash,
+                outcome=ended,
+            )
+            for ended in self._unwritten.values()
+            if ended.run_id == query.run_id
+        ]
+        return [each for each in found if query.attempt in (None, each.attempt)]
+
+    async def _query(self, query: Query) -> Report:
         memory = await self.journal.call(Journal.remember, query.run_id, query.attempt)
         entries = [entry for entry in memory.entries if query.attempt in (None, entry.attempt)]
         cannot_tell = None if entries else self._reach(query, memory)
@@ -256,18 +293,23 @@ class Attempts:
             assert query.deadline is not None
             await self.journal.call(Journal.tombstone, query.run_id, query.attempt, query.deadline, self.now())
             tombstoned = True
-        report = Report(
+        attempts = [_report(entry, with_output=len(entries) == 1) for entry in entries]
+        return self._compose_report(query, attempts, tombstoned=tombstoned, cannot_tell=cannot_tell)
+
+    def _compose_report(
+        self, query: Query, attempts: list[AttemptReport], *, tombstoned: bool = False, cannot_tell: str | None = None
+    ) -> Report:
+        return Report(
             query_id=query.query_id,
             run_id=query.run_id,
             namespace=self.identity.namespace,
             pod=self.identity.pod,
             pod_uid=self.identity.pod_uid,
             attempt=query.attempt,
-            attempts=[_report(entry, with_output=len(entries) == 1) for entry in entries],
+            attempts=attempts,
             tombstoned=tombstoned,
-            cannot_tell=cannot_tell,
+            cannot_tell=cannot_tell if cannot_tell is None else cannot_tell[:1000],
         )
-        self._spawn(self.voice.report(query.coordinator, report), f"report {query.query_id}")
 
     def _reach(self, query: Query, memory: Memory) -> str | None:
         if query.pod_uid is None or query.issued_at is None or query.deadline is None:
@@ -443,7 +485,15 @@ class Attempts:
     def _refuse_unrecorded(self, trigger_hash: str, trigger: TriggerAddress, refusal: Refusal) -> None:
         outcome = self._outcome(trigger, trigger_hash, _refused(refusal))
         self._log_refused(trigger, outcome)
-        self._spawn(self.outbox.send(trigger.coordinator, outcome, recorded=False), f"refusal {trigger.trigger_id}")
+        self._send_unrecorded(trigger, outcome)
+
+    def _send_unrecorded(self, trigger: TriggerAddress, outcome: OutcomeMessage) -> None:
+        """Say a refusal at once; in a flood, when the outbox gets to it."""
+        if len(self._tasks) < MAX_TASKS:
+            sending = self.outbox.send(trigger.coordinator, outcome, recorded=False)
+            self._spawn(sending, f"refusal {trigger.trigger_id}")
+        else:
+            self.outbox.keep(trigger.coordinator, outcome)
 
     @staticmethod
     def _log_refused(trigger: TriggerAddress, outcome: OutcomeMessage) -> None:

@@ -58,6 +58,7 @@ class PresenceKeeper:
         self._started_at = now()
         self._changed = asyncio.Event()
         self._leaving = False
+        self._births: set[datetime] = set()  # what we said of ourselves: another birth is another agent, uid or not
         self.topic = topics.presence(identity.namespace, identity.pod)
         self.taken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -107,15 +108,17 @@ class PresenceKeeper:
         except BadInput:
             self.announce()
             return
-        if presence.pod_uid == self._identity.pod_uid and presence.state == "online":
+        ours = presence.pod_uid == self._identity.pod_uid and presence.born_at in self._births
+        if ours and presence.state == "online":
             return
         later = (presence.born_at, presence.pod_uid) > (self._born_at(), self._identity.pod_uid)
-        if presence.pod_uid != self._identity.pod_uid and presence.state == "online" and later and not delivery.retain:
+        if not ours and presence.state == "online" and later and not delivery.retain:
             self.taken.set_result(presence.pod_uid)
             return
         self.announce()
 
     def _sealed(self, state: Literal["online", "offline"]) -> bytes:
+        self._births.add(self._born_at())
         presence = Presence(
             namespace=self._identity.namespace,
             pod=self._identity.pod,

@@ -31,6 +31,10 @@ RESEND_JITTER_SECONDS = 1.0
 DROPS_WITHOUT_OUTPUT = 2
 
 
+#: Refusals without a record that wait for the broker; their senders ask again.
+MAX_UNRECORDED = 1000
+
+
 class Voice:
     """Seals messages as this agent and publishes them to a coordinator's topic of a run."""
 
@@ -120,12 +124,19 @@ class Outbox:
 
     async def send(self, coordinator: str, outcome: OutcomeMessage, *, recorded: bool = True) -> None:
         """Publish now if possible; otherwise it is published later. Never raises."""
-        pending = _Pending(coordinator, outcome, recorded)
-        if not recorded:
-            self._unrecorded[pending.key] = pending
-            while len(self._unrecorded) > 1000:  # refusals of a flood while the broker is away
-                self._unrecorded.pop(next(iter(self._unrecorded)))
+        pending = _Pending(coordinator, outcome, recorded) if recorded else self.keep(coordinator, outcome)
         await self._send(pending)
+
+    def keep(self, coordinator: str, outcome: OutcomeMessage) -> _Pending:
+        """Keep what the journal does not have, to be published when its turn comes; the oldest go first in a flood."""
+        pending = _Pending(coordinator, outcome, recorded=False)
+        self._unrecorded[pending.key] = pending
+        while len(self._unrecorded) > MAX_UNRECORDED:
+            oldest = next(iter(self._unrecorded))
+            del self._unrecorded[oldest]
+            self._drops.pop(oldest, None)
+            log.warning("refusal.dropped", trigger_id=oldest[0], limit=MAX_UNRECORDED)
+        return pending
 
     def wake(self) -> None:
         """The link is up again: look at once at what is due."""

@@ -362,7 +362,8 @@ async def test_a_timeout_counts_from_the_start_of_the_clock(run):
 
 async def test_a_command_has_the_grace_to_end_by_itself(run, stop, tmp_path, monkeypatch):
     monkeypatch.setattr(exec_module, "TERM_GRACE_SECONDS", 10)
-    line = f"trap 'sleep 0.2; echo unlocked; exit 7' TERM; echo $$ >{tmp_path}/ready; sleep 60 & wait"
+    asleep = "until grep -q sleep /proc/$!/comm; do :; done"  # before its execve, a SIGTERM could be lost on it
+    line = f"trap 'sleep 0.2; echo unlocked; exit 7' TERM; sleep 60 & {asleep}; echo $$ >{tmp_path}/ready; wait"
     begun = time.monotonic()
     result = await stopped(run, stop, line, tmp_path / "ready", StopReason.TIMED_OUT)
     assert time.monotonic() - begun < 5, "it ended by itself, and the grace was waited for"
@@ -535,3 +536,22 @@ async def test_a_process_that_outlives_sigkill_is_named_and_not_waited_for(stop,
         "1 process (pid 4242) outlived SIGKILL (uninterruptible sleep, or another user's); look at the node's storage"
     ]
     assert launcher.closed == 1
+
+
+@pytest.mark.parametrize("reason", [StopReason.TIMED_OUT, StopReason.CANCELLED, StopReason.AGENT_STOPPING])
+async def test_the_grace_is_the_whole_groups_not_only_the_shells(run, stop, tmp_path, monkeypatch, reason):
+    """`sh` in front dies of SIGTERM at once; what it runs may be cleaning up."""
+    monkeypatch.setattr(exec_module, "TERM_GRACE_SECONDS", 10)
+    cleaned, ready = tmp_path / "cleaned", tmp_path / "ready"
+    script = tmp_path / "dump"
+    script.write_text(f"#!/bin/sh\ntrap 'sleep 0.3; touch {cleaned}; exit 0' TERM\ntouch {ready}\nsleep 60 & wait\n")
+    script.chmod(0o755)
+
+    async def ask() -> None:
+        await until(ready.exists, "the command runs")
+        stop.set(reason)
+
+    asking = asyncio.create_task(ask())
+    result = await run("sh", "-c", f"{script}; echo done", stop=stop)
+    await asking
+    assert cleaned.exists(), f"what cleaned up was killed: {result}"

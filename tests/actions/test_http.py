@@ -338,7 +338,9 @@ async def test_tls_is_verified_for_a_given_host_and_not_for_the_pod(serve, run, 
     if outcome == Outcome.FAILED:
         assert result.error.code == ErrorCode.TLS
         assert "the issuer check failed" in result.error.message
-        assert f"set {'verify_host' if host else 'verify_pod'} to false" in result.error.message
+        assert (
+            f"set {'PODHOOK_HTTP_VERIFY_HOST' if host else 'PODHOOK_HTTP_VERIFY_POD'} to false" in result.error.message
+        )
 
 
 @pytest.mark.parametrize(
@@ -381,7 +383,7 @@ async def test_an_unusable_ca_file_is_named(serve, run, certificates, tmp_path, 
     server = await serve(tls=certificates.server)
     result = await run(server.port, scheme="https", host="127.0.0.1", options=HttpOptions("a", ca_file=path))
     assert (result.error.code, server.requests) == (ErrorCode.TLS, [])
-    assert f"ca_file {path}" in result.error.message
+    assert f"PODHOOK_HTTP_CA_FILE {path}" in result.error.message
 
 
 # --- servers that misbehave

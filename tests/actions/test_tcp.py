@@ -184,16 +184,16 @@ def test_a_name_with_very_many_addresses_stays_readable():
         (10, "certificate has expired", "the date check failed"),
         (9, "certificate is not yet valid", "the date check failed"),
         (62, "Hostname mismatch", "the name check failed"),
-        (18, "self-signed certificate", "set ca_file to the authority"),
+        (18, "self-signed certificate", "set PODHOOK_HTTP_CA_FILE to its authority"),
         (66, "EE certificate key too weak", "the certificate check failed"),
     ],
 )
 def test_a_certificate_error_says_which_check_and_what_to_set(number, text, says):
     error = ssl.SSLCertVerificationError(1, "verify failed")
     error.verify_code, error.verify_message = number, text
-    result = network.http_failure("db", 443, [], error, setting="verify_host")
+    result = network.http_failure("db", 443, [], error, setting="PODHOOK_HTTP_VERIFY_HOST")
     assert result.error.code == ErrorCode.TLS
-    assert all(part in result.error.message for part in (says, text, "db:443", "set verify_host to false"))
+    assert all(part in result.error.message for part in (says, text, "db:443", "set PODHOOK_HTTP_VERIFY_HOST to false"))
 
 
 @pytest.mark.parametrize(

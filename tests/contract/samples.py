@@ -169,7 +169,7 @@ SAMPLES: dict[str, Message] = {
         started_at=NOW,
         labels={"app": "db"},
         containers=["mysql", "metrics"],
-        owners=[Owner(api_version="apps/v1", kind="StatefulSet", name="db", uid=UID)],
+        owners=[Owner(api_version="apps/v1", kind="StatefulSet", name="db", uid=UID, controller=True)],
         unsigned=True,
         problems=["no trusted key: every trigger is refused"],
     ),

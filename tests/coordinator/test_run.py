@@ -526,7 +526,7 @@ async def test_an_outcome_that_the_broker_dropped_is_asked_for(fleet, diary, mon
         run = await coordinator.run(HookCall(sh(f"{diary.note()}; echo x")), on_event=heard)
     assert run.verdict is Verdict.SUCCEEDED
     assert {each.result.stdout.text for each in run.targets} == {"x\n"}
-    assert len(dropped) == 2
+    assert len(set(dropped)) == 2, "an outcome of each (one may be published twice until its PUBACK is noted)"
     assert sorted(heard.of("asked")) == ["db-0", "db-1"]
     assert len(diary.lines) == 2
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import resource
 import signal
+import sqlite3
 from datetime import timedelta
 from pathlib import Path
 
@@ -218,12 +219,14 @@ async def test_what_a_busy_journal_made_it_refuse_stays_refused(stage: Stage) ->
     """An older journal that could not be opened at first: what was refused meanwhile is on no record."""
     agent, tally, client = await stage.agent(), stage.tally(), stage.client
     await agent.terminate()
-    (lock,) = agent.state.glob("*.lock")
-    with lock.open("rb+") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    (path,) = agent.state.glob("*.sqlite3")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as journal:
+        (version,) = journal.execute("PRAGMA user_version").fetchone()
+        journal.execute("PRAGMA user_version = 999")  # as after a downgrade: not ours to open
         await stage.start(agent)
         sent = await client.trigger(agent, tally.action())
         assert code(await client.outcome(sent)) == "journal_unavailable"
+        journal.execute(f"PRAGMA user_version = {version}")
     await client.presence(
         agent, lambda said: said is not None and not said.problems, "mended", after=len(client.said(agent))
     )
@@ -231,6 +234,29 @@ async def test_what_a_busy_journal_made_it_refuse_stays_refused(stage: Stage) ->
     assert code(await client.outcome(sent, count=2)) == "before_journal", "a refused id turned into a yes"
     await client.works(agent)
     assert tally.runs == 0, agent.tail()
+
+
+async def test_a_second_agent_on_the_same_journal_stays_off_the_bus_until_the_first_is_gone(stage: Stage) -> None:
+    first, tally, client = await stage.agent(), stage.tally(), stage.client
+    second = stage.make(first.pod, state_dir=first.state, pod_uid=first.uid)
+    second.start()
+    await second.logged("problem")
+    assert (await client.run(first, tally.action())).outcome == "succeeded"
+    assert tally.runs == 1
+    assert second.log("broker.connected") == [], "two agents answer for one pod"
+    first.kill()
+    await second.logged("broker.connected")
+    assert (await client.run(second, tally.action())).outcome == "succeeded", second.tail()
+
+
+async def test_two_agents_of_one_pod_with_journals_of_their_own_do_not_both_stay(stage: Stage) -> None:
+    """The same uid twice is a mistake in somebody's set-up: the later-born one stays, as with a replaced pod."""
+    first, tally, client = await stage.agent(), stage.tally(), stage.client
+    second = await stage.agent(first.pod, pod_uid=first.uid)
+    await first.logged("agent.replaced")
+    await first.logged("agent.away")
+    assert (await client.run(second, tally.action())).outcome == "succeeded"
+    assert tally.runs == 1, "a hook ran twice"
 
 
 def no_room(agent: AgentProcess, limit_bytes: int) -> None:
@@ -306,7 +332,7 @@ async def test_a_hundred_agents_answer_one_hook(stage: Stage, tmp_path: Path) ->
     (hook,) = load_hooks(EXEC_ON_ALL)
     async with (
         light_agents(stage.broker.url, stage.root, tmp_path, 100) as agents,
-        Coordinator(stage.broker.url, topic_root=stage.root) as coordinator,
+        Coordinator(stage.broker.url, topic_root=stage.root, connect_seconds=60) as coordinator,
     ):
         for agent in agents:
             await stage.client.presence(agent, online, "online")

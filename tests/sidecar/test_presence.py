@@ -82,6 +82,7 @@ async def test_what_is_not_true_any_more_is_contradicted(keeper, uid, state, bor
 
 @pytest.mark.parametrize("retain", [True, False])
 async def test_our_own_sentence_is_left_alone(keeper, retain):
+    keeper.will()  # as at every connection: it has spoken of itself
     keeper.saw(said(retain=retain))
     assert (announces(keeper), keeper.taken.done()) == (False, False)
 
