@@ -47,8 +47,10 @@ def _settings(load: Callable[..., AgentSettings], flags: dict[str, object]) -> A
     except InvalidSettings as error:
         if IN_KUBERNETES not in os.environ:
             raise
+        ends = {signal.SIGTERM, signal.SIGINT}
+        signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # process 1 gets only what it expects
         tell(f"{error}. Nothing is served; correct it and restart the pod. Waiting for SIGTERM")
-        signal.sigwait({signal.SIGTERM, signal.SIGINT})
+        signal.sigwait(ends)
         raise typer.Exit(Exit.SUCCEEDED) from error
 
 
@@ -101,10 +103,7 @@ def command(
         async def serve() -> None:
             stop = asyncio.Event()
             loop = asyncio.get_running_loop()
-            for number in (
-                signal.SIGHUP,
-                signal.SIGQUIT,
-            ):  # ignored ones (nohup) would be ignored by every command, too
+            for number in (signal.SIGHUP, signal.SIGQUIT):  # what we ignore (nohup), every command would ignore, too
                 if signal.getsignal(number) is signal.SIG_IGN:
                     loop.add_signal_handler(number, lambda: None)
             for number in (signal.SIGTERM, signal.SIGINT):

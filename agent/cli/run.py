@@ -186,7 +186,10 @@ async def execute(
             coordinator.cancel() if stops == 1 else coordinator.cancel(within_seconds=0)
             tell(text)
 
-        for number in STOPPING:
+        stopping = [
+            number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN
+        ]  # nohup stays nohup
+        for number in stopping:
             loop.add_signal_handler(number, interrupt)
         try:
             for call in calls:
@@ -197,7 +200,7 @@ async def execute(
                 if stops or (run.verdict is not Verdict.SUCCEEDED and not keep_going):
                     break
         finally:
-            for number in STOPPING:
+            for number in stopping:
                 loop.remove_signal_handler(number)
     left = len(calls) - len(runs)
     if left and not quiet:

@@ -174,7 +174,7 @@ def test_the_exit_code_is_the_worst_of_all_verdicts_and_an_interrupt_is_never_hi
 # -- Ctrl-C
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_130_when_interrupted_and_every_pods_state_is_told(shared, tmp_path, number):
     marks = tmp_path / "marks"
     text = f"trap 'echo stopped >> {marks}; exit 9' TERM; echo begun >> {marks}; sleep 600 & wait"
@@ -476,3 +476,35 @@ def test_every_outcome_has_a_colour():
     from agent.cli.view import _STYLES
 
     assert set(_STYLES) == set(Outcome)
+
+
+def test_a_reader_that_is_gone_does_not_decide_which_hooks_run(shared, tmp_path):
+    """`podhook run freeze-and-thaw.yaml | head -1` must still thaw."""
+    for output in ("table", "json"):
+        ran = tmp_path / output
+        read, write = os.pipe()
+        os.close(read)
+        with os.fdopen(write, "wb") as broken:
+            done = subprocess.run(
+                [sys.executable, "-m", "agent", "run", shared.file("true", f"touch {ran}"), "-o", output],
+                env=shared.environment(),
+                cwd=shared.directory,
+                check=False,
+                stdout=broken,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=60,
+            )
+        assert ran.exists(), f"-o {output}: the second hook did not run: {done.stderr}"
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_broken_setting_in_kubernetes_is_no_crash_loop(cli):
+    """A container that ends and ends takes its pod's readiness, and with it the database's."""
+    command = cli.start("agent", env=cli.environment(KUBERNETES_SERVICE_HOST="10.0.0.1", PODHOOK_GRACE_SECONDS="15s"))
+    poll(lambda: "Waiting for SIGTERM" in "".join(command.err), "it says what is wrong")
+    assert "PODHOOK_GRACE_SECONDS" in "".join(command.err)
+    assert command.process.poll() is None
+    command.process.send_signal(signal.SIGTERM)
+    assert command.wait() == 0
