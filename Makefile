@@ -23,7 +23,7 @@ if ! PATH="$$PATH:/usr/sbin:/sbin" command -v $(1) >/dev/null; then \
 fi
 endef
 
-.PHONY: help demo test lint format bench constraints clean
+.PHONY: help demo test test-pods pods-ready lint format bench constraints clean
 
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -31,11 +31,28 @@ help: ## Show this
 demo: $(VENV)/demo.stamp ## See it work: a broker, five agents, a file of hooks; needs nothing but Python
 	@$(BIN)/podhook demo
 
-test: $(VENV)/dev.stamp ## Run every test; skips what cannot run here and says why
+test: $(VENV)/dev.stamp pods-ready ## Run every test; skips what cannot run here and says why
 	@$(call needs,mosquitto,mosquitto,the broker of the tests)
 	@$(call needs,openssl,openssl,certificates for the tests of TLS)
 	@$(call needs,ip,iproute2,a network of the tests' own)
 	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -n $(TEST_WORKERS) $(PYTEST_ARGS)
+
+test-pods: $(VENV)/dev.stamp pods-ready ## Run the tests with real containers only; needs root and podman, which it installs
+	@$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS) tests/pods
+
+# What the tests with real containers need: podman, and images that are made once and kept (three minutes, then a second).
+# PODHOOK_TEST_BASE_IMAGE=python:3.13-slim takes that image for a base instead of making one with debootstrap.
+pods-ready: $(VENV)/dev.stamp
+	@missing="$$($(BIN)/python -m tests.pods.podman)"; if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing what plays pods: $$missing"; \
+	    { apt-get install -y -qq --no-install-recommends $$missing || \
+	      { apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; }; } >/dev/null; \
+	  else \
+	    echo "tests with real containers are skipped; they need root, and: sudo apt-get install $$missing"; \
+	  fi; \
+	fi
+	@$(BIN)/python -m tests.pods.images
 
 lint: $(VENV)/dev.stamp ## Style, types, and the layers of the house
 	@$(BIN)/ruff check .
@@ -52,7 +69,7 @@ bench: $(VENV)/dev.stamp ## Measure; prints figures, asserts nothing
 
 constraints: ## Choose the newest versions of every dependency anew, and write them down
 	@rm -rf $(VENV)/constraints && $(PYTHON) -m venv $(VENV)/constraints
-	@$(VENV)/constraints/bin/python -m pip --disable-pip-version-check --quiet install '.[demo,dev]' 'hatchling>=1.27,<2'
+	@$(VENV)/constraints/bin/python -m pip --disable-pip-version-check --quiet install '.[demo,dev,kubernetes]' 'hatchling>=1.27,<2'
 	@{ echo "# The versions that were tested together. Made by make constraints."; \
 	   $(VENV)/constraints/bin/python -m pip freeze --exclude podhook; } > constraints.txt
 	@rm -rf $(VENV)/constraints
@@ -80,5 +97,5 @@ $(VENV)/demo.stamp: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/dev.stamp: $(BIN)/python pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (once)"
-	@$(PIP) install -c constraints.txt -e '.[demo,dev]'
+	@$(PIP) install -c constraints.txt -e '.[demo,dev,kubernetes]'
 	@touch $@ $(VENV)/demo.stamp

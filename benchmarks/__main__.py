@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-from benchmarks import idle, walk
+from benchmarks import entering, idle, walk
 
 
 async def main() -> None:
     """Run each benchmark."""
     await idle.main()
     await walk.main()
+    await entering.main()
 
 
 if __name__ == "__main__":

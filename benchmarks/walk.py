@@ -15,7 +15,7 @@ import structlog
 
 from agent.bus.embedded import EmbeddedBroker
 from agent.contract.messages import OutcomeMessage
-from tests.agents import TRUE, AgentProcess, AnyAgent, Client, Sent, light_agents, online
+from tests.agents import TRUE, AgentProcess, AnyAgent, Client, Json, Sent, light_agents, online
 from tests.brokers import Mosquitto, mosquitto_binary
 
 WARM_UP = 20
@@ -38,9 +38,9 @@ class TimedClient(Client):
             assert message.outcome == "succeeded", message
             self._waiting.pop(message.run_id).set_result(time.perf_counter())
 
-    async def timed(self, agent: AnyAgent) -> float:
+    async def timed(self, agent: AnyAgent, action: Json = TRUE) -> float:
         """Milliseconds from publish to outcome."""
-        sent: Sent = self.make(agent, TRUE)
+        sent: Sent = self.make(agent, action)
         arrived = self._waiting[sent.run_id] = asyncio.get_running_loop().create_future()
         begun = time.perf_counter()
         async with asyncio.timeout(WITHIN_SECONDS):

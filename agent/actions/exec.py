@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from agent.actions.start_errors import not_started, shown
 from agent.actions.stop import Stop
 from agent.contract.actions import ExecAction
 from agent.contract.errors import ErrorCode
 from agent.contract.messages import ErrorDetail, Result
 from agent.contract.outcomes import OutputBuffer, failure
 from agent.contract.states import Outcome
-from agent.pod.processes import ExitStatus, Launch, Launcher, Process, StartError, in_group
+from agent.pod.processes import ExitStatus, Interrupted, Launch, Launcher, Process, StartError, in_group
 
 #: SIGTERM to the process group, then this long, then SIGKILL to everything it started.
 TERM_GRACE_SECONDS = 5
@@ -25,19 +25,31 @@ DRAIN_SECONDS = 1
 GROUP_LOOK_SECONDS = 0.05
 _READ_BYTES = 64 * 1024
 
-#: A shell's exit codes for what could not be started (POSIX, section 2.8.2).
-EXIT_NOT_EXECUTABLE = 126
-EXIT_NOT_FOUND = 127
-
 
 @dataclass(frozen=True, slots=True)
 class ExecOptions:
-    """Where and how a command runs. `environment` is the whole one; `limit_bytes` is kept of each stream."""
+    """Where and how a command runs. `limit_bytes` is kept of each stream; `environment` is added to the container's.
+
+    `inherit` False leaves the container's own environment out (`exec.environment: minimal`).
+    """
 
     container: str
     environment: Mapping[str, str]
     mark: str
     limit_bytes: int
+    inherit: bool = True
+
+    def launch(self, action: ExecAction) -> Launch:
+        """What to ask the launcher for."""
+        return Launch(
+            action.command,
+            self.environment,
+            self.container,
+            self.mark,
+            inherit=self.inherit,
+            fallback=bool(action.env),
+            user=action.user or "",
+        )
 
 
 class _Reader:
@@ -78,14 +90,24 @@ class _Reader:
 async def run_exec(action: ExecAction, launcher: Launcher, options: ExecOptions, stop: Stop) -> Result:
     """Run a command to its end, its timeout, or its cancellation; never raises for what the command does."""
     if stop.reason is not None:  # asked for before it began: then it shall not begin
-        return stop.ended(f"command {_shown(action.command[0])}")
+        return stop.ended(f"command {shown(action.command[0])}")
+    what = f"command {shown(action.command[0])}"
     try:
-        process = launcher.start(Launch(action.command, options.environment, options.container, options.mark))
+        process = await _start(launcher, options.launch(action), stop)
     except StartError as error:
-        return _not_started(action.command[0], options, error)
-    readers = [_Reader(descriptor, options.limit_bytes) for descriptor in (process.stdout, process.stderr)]
+        return not_started(action.command[0], options.container, error, action.user or "")
+    except Interrupted as interrupted:
+        return _interrupted(interrupted, what)
+    if process is None:
+        return stop.ended(what)
+    return await _attend(process, action.command[0], options.limit_bytes, stop)
+
+
+async def _attend(process: Process, program: str, limit_bytes: int, stop: Stop) -> Result:
+    """Read what it says until it ends or has to; whatever happens, it is let go of."""
+    readers = [_Reader(descriptor, limit_bytes) for descriptor in (process.stdout, process.stderr)]
     waiting = asyncio.create_task(process.wait(), name="exec wait")
-    notes: list[str] = []
+    what, notes = f"command {shown(program)}", list[str]()
     settled = False
     try:
         stopped = asyncio.create_task(stop.wait(), name="exec stop")
@@ -93,12 +115,17 @@ async def run_exec(action: ExecAction, launcher: Launcher, options: ExecOptions,
             await asyncio.wait({waiting, stopped}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopped.cancel()
-        if waiting.done():
+        if waiting.done() and isinstance(gone := waiting.exception(), Interrupted):
+            notes += _survivors(await process.kill_everything())
+            await _drain(readers)
+            status = ExitStatus()
+            result = _interrupted(gone, what)
+        elif waiting.done():
             status = waiting.result()
             await _drain(readers)
-            result = _ended(action.command[0], status)
+            result = _ended(program, status)
             if result.outcome is Outcome.SUCCEEDED:
-                notes += _left_running(process)
+                notes += await _left_running(process)
             else:
                 notes += _survivors(await process.kill_everything())
         else:
@@ -107,8 +134,8 @@ async def run_exec(action: ExecAction, launcher: Launcher, options: ExecOptions,
             survivors = await process.kill_everything()
             await asyncio.wait({waiting}, timeout=DRAIN_SECONDS)
             await _drain(readers)
-            status = waiting.result() if waiting.done() else ExitStatus()
-            result = stop.ended(f"command {_shown(action.command[0])}")
+            status = waiting.result() if waiting.done() and waiting.exception() is None else ExitStatus()
+            result = stop.ended(what)
             notes += _survivors(survivors)
         settled = waiting.done()
         return result.model_copy(
@@ -122,11 +149,47 @@ async def run_exec(action: ExecAction, launcher: Launcher, options: ExecOptions,
         )
     finally:
         try:
-            await _to_its_end(_let_go(process, waiting, kill=not settled))
+            if not settled:
+                await _to_its_end(_let_go(process, waiting))
         finally:
             for reader in readers:
                 reader.stop()
             process.close()
+
+
+async def _start(launcher: Launcher, launch: Launch, stop: Stop) -> Process | None:
+    """Start it; None if a stop came first (a file system may hang on the way in), and then nothing of it is left.
+
+    Raises:
+        StartError: it could not be started.
+        Interrupted: whether it was started is unknown.
+    """
+    starting = asyncio.create_task(launcher.start(launch), name="exec start")
+    stopped = asyncio.create_task(stop.wait(), name="exec stop")
+    process: Process | None = None
+    try:
+        await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            process = starting.result()
+        return process
+    finally:
+        stopped.cancel()
+        if process is None:
+            await _to_its_end(_discard(starting))
+
+
+async def _discard(starting: asyncio.Task[Process]) -> None:
+    starting.cancel()
+    await asyncio.wait({starting})
+    if not starting.cancelled() and starting.exception() is None:  # it was faster than we
+        process = starting.result()
+        await process.kill_everything()
+        process.close()
+
+
+def _interrupted(interrupted: Interrupted, what: str) -> Result:
+    message = f"{interrupted} while {what} ran; whether it took effect is unknown"
+    return failure(Outcome.INTERRUPTED, interrupted.code, message)
 
 
 async def _group_ended(process: Process, waiting: asyncio.Task[ExitStatus]) -> None:
@@ -134,13 +197,13 @@ async def _group_ended(process: Process, waiting: asyncio.Task[ExitStatus]) -> N
     loop = asyncio.get_running_loop()
     until = loop.time() + TERM_GRACE_SECONDS
     await asyncio.wait({waiting}, timeout=TERM_GRACE_SECONDS)
-    while loop.time() < until and any(in_group(pid, process.pid) for pid in process.remaining()):  # noqa: ASYNC110
+    while loop.time() < until and any(in_group(pid, process.pid) for pid in await process.remaining() or []):  # noqa: ASYNC110
         await asyncio.sleep(GROUP_LOOK_SECONDS)
 
 
-async def _let_go(process: Process, waiting: asyncio.Task[ExitStatus], *, kill: bool) -> None:
-    if kill:  # cancelled from outside, or a process that SIGKILL does not end
-        await process.kill_everything()
+async def _let_go(process: Process, waiting: asyncio.Task[ExitStatus]) -> None:
+    """Cancelled from outside, or a process that SIGKILL does not end."""
+    await process.kill_everything()
     waiting.cancel()
     await asyncio.wait({waiting})  # it lets go of the pidfd before the number is somebody else's
 
@@ -169,44 +232,26 @@ def _ended(program: str, status: ExitStatus) -> Result:
     if status.exit_code == 0:
         return Result(outcome=Outcome.SUCCEEDED)
     if status.signal is not None:
-        detail = ErrorDetail(code=ErrorCode.SIGNAL, message=f"command {_shown(program)} was ended by {status.signal}")
+        detail = ErrorDetail(code=ErrorCode.SIGNAL, message=f"command {shown(program)} was ended by {status.signal}")
     else:
         detail = ErrorDetail(
-            code=ErrorCode.EXIT_CODE, message=f"command {_shown(program)} exited with code {status.exit_code}"
+            code=ErrorCode.EXIT_CODE, message=f"command {shown(program)} exited with code {status.exit_code}"
         )
     return Result(outcome=Outcome.FAILED, error=detail)
 
 
-def _not_started(program: str, options: ExecOptions, error: StartError) -> Result:
-    where = f"in container {options.container!r}"
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        searched = "" if "/" in program else f" (searched in PATH {options.environment.get('PATH', os.defpath)})"
-        message = (
-            f"command {_shown(program)} was not found {where}{searched}; "
-            "check its spelling, the interpreter in its #! line, and the image"
-        )
-        return failure(Outcome.FAILED, ErrorCode.NOT_FOUND, message).model_copy(update={"exit_code": EXIT_NOT_FOUND})
-    if error.errno in (errno.EACCES, errno.ENOEXEC, errno.EISDIR, errno.EPERM):
-        message = (
-            f"command {_shown(program)} {where} is not executable: {error}; "
-            "it must be a program with execute permission, or a script that begins with #!"
-        )
-        return failure(Outcome.FAILED, ErrorCode.NOT_EXECUTABLE, message).model_copy(
-            update={"exit_code": EXIT_NOT_EXECUTABLE}
-        )
-    return failure(
-        Outcome.FAILED, ErrorCode.START_FAILED, f"command {_shown(program)} could not start {where}: {error}"
-    )
-
-
-def _left_running(process: Process) -> list[str]:
-    left = process.remaining()
+async def _left_running(process: Process) -> list[str]:
+    left = await process.remaining()
+    if left is None:
+        return ["whether the command left processes running in the background is not known: see the agent's log"]
     if not left:
         return []
     return [f"the command left {_processes(left)} running in the background"]
 
 
-def _survivors(pids: list[int]) -> list[str]:
+def _survivors(pids: list[int] | None) -> list[str]:
+    if pids is None:
+        return ["whether everything that it started has ended is not known: the launcher did not say; look at the pod"]
     if not pids:
         return []
     return [
@@ -217,7 +262,3 @@ def _survivors(pids: list[int]) -> list[str]:
 def _processes(pids: list[int]) -> str:
     shown = ", ".join(map(str, pids[:10])) + (", ..." if len(pids) > 10 else "")
     return f"{len(pids)} process{'es' if len(pids) > 1 else ''} (pid {shown})"
-
-
-def _shown(program: str) -> str:
-    return repr(program if len(program) <= 200 else f"{program[:200]}...")

@@ -73,6 +73,7 @@ def command(
     container: Annotated[str | None, _option("container")] = None,
     labels_file: Annotated[Path | None, _option("labels_file")] = None,
     pod_file: Annotated[Path | None, _option("pod_file")] = None,
+    kubernetes: Annotated[bool | None, _option("kubernetes")] = None,
     state_dir: Annotated[Path | None, _option("state_dir")] = None,
     max_concurrent: Annotated[int | None, _option("max_concurrent")] = None,
     grace_seconds: Annotated[float | None, _option("grace_seconds")] = None,

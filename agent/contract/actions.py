@@ -30,6 +30,8 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FRAMING_HEADERS = frozenset({"content-length", "transfer-encoding", "connection", "upgrade"})
 #: IANA service names, as Kubernetes has them for ports.
 _PORT_NAME = re.compile(r"(?=.{1,15}\Z)(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
+_USER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,255}\$?")
+_MAX_ID = 4294967294
 _ENV_NAME = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
 
 MAX_COMMAND_BYTES = 64 * 1024
@@ -145,6 +147,18 @@ def _env_name(value: str) -> str:
     return value
 
 
+def _user(value: str) -> str:
+    """A name, `uid` or `uid:gid`. 4294967295 is -1 to the kernel, which means "stay who you are"."""
+    name, colon, group = value.partition(":")
+    numbers = [name, group] if colon else [name]
+    if all(number.isascii() and number.isdigit() for number in numbers):
+        if any(len(number) > len(str(_MAX_ID)) or int(number) > _MAX_ID for number in numbers):
+            raise ValueError(f"is not a user; ids go from 0 to {_MAX_ID}")
+    elif colon or not _USER_NAME.fullmatch(value):
+        raise ValueError("is not a user; write a name of the container's /etc/passwd, uid or uid:gid")
+    return value
+
+
 def _argv(command: list[str]) -> list[str]:
     if not command[0]:
         raise ValueError("command[0] is empty; it names the program to run")
@@ -186,7 +200,7 @@ class ExecAction(Strict):
     """
 
     command: Annotated[list[Annotated[str, AfterValidator(_no_nul)]], Field(min_length=1), AfterValidator(_argv)]
-    user: Annotated[str, AfterValidator(_no_nul)] | None = None
+    user: Annotated[str, AfterValidator(_user)] | None = None
     env: list[EnvVar] | None = None
     environment: Literal["inherit", "minimal"] = "inherit"
 

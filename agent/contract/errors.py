@@ -13,6 +13,7 @@
     |-- JournalUnavailable    the disk's fault; goes away when it has room and works again
     |   |-- JournalLocked     another agent of the same pod lives; goes away with it
     |   `-- JournalNewer      written by a newer podhook; goes away with an upgrade
+    |-- ClusterUnavailable    the API server's side, or what it lets us ask; trying again makes sense
     `-- BusError              the broker's or the network's side
         |-- LinkDown          not connected, or the connection broke: trying again makes sense
         |-- BrokerRefused     the broker does not let us in: trying again helps only after a change
@@ -58,6 +59,7 @@ class ErrorCode(StrEnum):
     NOT_FOUND = "not_found"
     NOT_EXECUTABLE = "not_executable"
     START_FAILED = "start_failed"
+    ENVIRONMENT_UNAVAILABLE = "environment_unavailable"
     HTTP_STATUS = "http_status"
     HTTP_PROTOCOL = "http_protocol"
     TOO_MANY_REDIRECTS = "too_many_redirects"
@@ -75,6 +77,8 @@ class ErrorCode(StrEnum):
     TOMBSTONED = "tombstoned"
     AGENT_RESTARTED = "agent_restarted"
     AGENT_STOPPED = "agent_stopped"
+    CONTAINER_RESTARTED = "container_restarted"
+    LAUNCHER_RESTARTED = "launcher_restarted"
 
     # said by the coordinator: unreachable, lost
     NEVER_PUBLISHED = "never_published"
@@ -163,6 +167,17 @@ class JournalLocked(JournalUnavailable):
 
 class JournalNewer(JournalUnavailable):
     """The journal was written by a newer podhook and is left untouched."""
+
+
+class ClusterUnavailable(PodhookError):
+    """The API server could not be asked, or said no. Trying again makes sense: somebody may mend it meanwhile.
+
+    `retry_after_seconds` is what it asked to wait for (HTTP's Retry-After, RFC 9110 section 10.2.3), else 0.
+    """
+
+    def __init__(self, message: str, *, retry_after_seconds: int = 0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class BusError(PodhookError):

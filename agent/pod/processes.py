@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import signal
 import subprocess
@@ -17,6 +16,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from agent.contract.errors import ErrorCode
 
 #: Stands in the environment of everything an attempt starts, and names pod and attempt: how its strays are found.
 #: The trigger id alone would not do: every target of a run has the same.
@@ -28,12 +29,20 @@ _LOOK_AGAIN_SECONDS = 0.001
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What to start. `environment` is the whole environment, not an addition; `mark` stands in it."""
+    """What to start, and where. `mark` stands in the environment.
+
+    In the agent's own container `environment` is the whole one. In another it comes on top of what the container's
+    main process has, or, with `inherit` False, of PATH and HOME; with `fallback` also where that was overwritten.
+    `user` is as in `exec.user`; empty is the container's.
+    """
 
     argv: Sequence[str]
     environment: Mapping[str, str]
     container: str
     mark: str
+    inherit: bool = True
+    fallback: bool = False
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +54,24 @@ class ExitStatus:
 
 
 class StartError(Exception):
-    """A command could not be started; `errno` says why, as the kernel has it."""
+    """A command could not be started, and certainly did not run.
 
-    def __init__(self, error: OSError) -> None:
-        super().__init__(error.strerror or str(error))
-        self.errno = error.errno or errno.EIO
+    `errno` says why, as the kernel has it (0: our own judgement), `step` where on the way; `searched` is the PATH.
+    """
+
+    def __init__(self, error: OSError, step: str = "execve", searched: str = "") -> None:
+        super().__init__(error.strerror or "")
+        self.errno = error.errno or 0
+        self.step = step
+        self.searched = searched
+
+
+class Interrupted(Exception):  # noqa: N818 (an outcome's name)
+    """What a command ran in went away; `code` says what. Whether it took effect is unknown."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Process(Protocol):
@@ -60,16 +82,20 @@ class Process(Protocol):
     stderr: int
 
     async def wait(self) -> ExitStatus:
-        """Wait until the command itself has exited. It is not reaped yet: its pid stays its own."""
+        """Wait until the command itself has exited. It is not reaped yet: its pid stays its own.
+
+        Raises:
+            Interrupted: its container, or whatever started it, went away first.
+        """
 
     def terminate(self) -> None:
         """SIGTERM to its process group."""
 
-    def remaining(self) -> list[int]:
-        """Pids of everything it started that still lives, itself excluded."""
+    async def remaining(self) -> list[int] | None:
+        """Pids of everything it started that still lives, itself excluded; None if that cannot be told."""
 
-    async def kill_everything(self) -> list[int]:
-        """SIGKILL to everything it started; returns pids that outlived it (uninterruptible sleep)."""
+    async def kill_everything(self) -> list[int] | None:
+        """SIGKILL to everything it started; returns pids that outlived it (uninterruptible sleep), None if unknown."""
 
     def close(self) -> None:
         """Reap it and close its descriptors. Call once, after `wait`."""
@@ -78,11 +104,12 @@ class Process(Protocol):
 class Launcher(Protocol):
     """Starts commands."""
 
-    def start(self, launch: Launch) -> Process:
+    async def start(self, launch: Launch) -> Process:
         """Start a command in a session of its own, without standard input.
 
         Raises:
             StartError: it could not be started.
+            Interrupted: whether it was started is unknown.
         """
 
 
@@ -97,8 +124,12 @@ class LocalLauncher:
         if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:  # inherited: the kernel would reap, and tell nobody
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
-    def start(self, launch: Launch) -> Process:
+    async def start(self, launch: Launch) -> Process:
         """See `Launcher.start`."""
+        return self.launch(launch)
+
+    def launch(self, launch: Launch) -> LocalProcess:
+        """The same, for whoever is not on an event loop."""
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
             try:
                 stdout, out_write = _pipe(ours, theirs)
@@ -113,7 +144,7 @@ class LocalLauncher:
                 )
                 pidfd = _hold(process)
             except OSError as error:
-                raise StartError(error) from error
+                raise StartError(error, searched=launch.environment.get("PATH", os.defpath)) from error
             ours.pop_all()  # from here on the process closes them
         self.running.add(process.pid)
         return LocalProcess(process, pidfd, stdout, stderr, launch.mark, self.running.discard)
@@ -143,7 +174,7 @@ class LocalProcess:
         """See `Process.wait`."""
         loop = asyncio.get_running_loop()
         exited: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(self._pidfd, _settle, exited)
+        loop.add_reader(self._pidfd, settle, exited)
         try:
             await exited
         finally:
@@ -154,8 +185,12 @@ class LocalProcess:
         """See `Process.terminate`."""
         self._signal_group(signal.SIGTERM)
 
-    def remaining(self) -> list[int]:
+    async def remaining(self) -> list[int]:
         """See `Process.remaining`."""
+        return self.others()
+
+    def others(self) -> list[int]:
+        """The same, for whoever is not on an event loop."""
         return sorted(pid for pid in descendants(self._pid, self._mark) if pid != self._pid)
 
     async def kill_everything(self) -> list[int]:
@@ -340,7 +375,8 @@ def _carries(pid: int, mark: bytes) -> bool:
     return False
 
 
-def _settle(future: asyncio.Future[None]) -> None:
+def settle(future: asyncio.Future[None]) -> None:
+    """For `add_reader`: what was waited for is there."""
     if not future.done():
         future.set_result(None)
 
@@ -350,7 +386,12 @@ def _status(result: os.waitid_result | None) -> ExitStatus:
         return ExitStatus()
     if result.si_code == os.CLD_EXITED:
         return ExitStatus(exit_code=result.si_status)
+    return ExitStatus(signal=signal_name(result.si_status))
+
+
+def signal_name(number: int) -> str:
+    """SIGKILL for 9; real-time signals between the first and the last have none of their own."""
     try:
-        return ExitStatus(signal=signal.Signals(result.si_status).name)
+        return signal.Signals(number).name
     except ValueError:
-        return ExitStatus(signal=f"SIG{result.si_status}")
+        return f"SIG{number}"

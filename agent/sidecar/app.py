@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -22,9 +23,14 @@ from agent.contract.errors import BadInput, InvalidSettings, JournalLocked, Jour
 from agent.contract.messages import MAX_COMMAND_BYTES
 from agent.contract.topics import client_id
 from agent.journal import Journal, JournalThread
+from agent.pod import supervisor
+from agent.pod.census import Neighbours
 from agent.pod.containers import Containers
+from agent.pod.entering import EnteringLauncher
 from agent.pod.identity import PodDescription, WatchedFile, parse_description, parse_labels
+from agent.pod.kubernetes import OwnPod
 from agent.pod.processes import LocalLauncher, reap_strays
+from agent.pod.supervisor import AGENT_UID, COMMAND_UID
 from agent.sidecar.attempts import Attempts
 from agent.sidecar.inbox import InvalidTrigger, open_command
 from agent.sidecar.presence import PresenceFacts, PresenceKeeper
@@ -47,6 +53,14 @@ UNSIGNED_PROBLEM = (
     "every trigger is refused: no trusted key, and PODHOOK_ALLOW_UNSIGNED is not true; "
     "this version verifies no signatures yet, so set it to true where only trusted hands reach the broker"
 )
+OUR_USER_PROBLEM = (
+    f"container {{containers}} runs as a user that podhook keeps for itself ({AGENT_UID}, {COMMAND_UID}), so it can "
+    "end the agent; give it another runAsUser"
+)
+AS_AGENT_PROBLEM = (
+    "commands in the agent's own container run as the agent's own user, so they can read its files and end it: "
+    "without SETUID there is no other"
+)
 
 
 def utc_now() -> datetime:
@@ -63,7 +77,11 @@ class Agent:
         self._identity = settings.identity()
         self._topics = settings.topics()
         self._journal = JournalThread()
-        self._launcher = LocalLauncher()
+        self._launcher: LocalLauncher | EnteringLauncher = (
+            LocalLauncher()
+            if supervisor.start.channel is None
+            else EnteringLauncher(supervisor.start.channel, Neighbours(), settings.container)
+        )
         self._journal_error: JournalUnavailable | None = None
         self._facts = PresenceFacts()
         self._description = PodDescription()
@@ -96,6 +114,7 @@ class Agent:
             log.warning("agent.unsigned", effect="whoever can publish to the broker can run commands here")
         else:
             self._problem("unsigned", UNSIGNED_PROBLEM)
+        await self._look_around()
         self._look_at_files()
         await self._open_journal()
         try:
@@ -109,6 +128,8 @@ class Agent:
                 await self._serve(link, group, stop)
         finally:
             await self._journal.close()
+            if isinstance(self._launcher, EnteringLauncher):
+                self._launcher.close()
         if self._presence.taken.done() and not stop.is_set():
             log.info("agent.away", until="it is told to stop")
             await stop.wait()
@@ -135,6 +156,9 @@ class Agent:
             group.create_task(self._look_after(attempts), name="look after"),
             group.create_task(self._read(link, attempts, outbox), name="read"),
         ]
+        if self._settings.kubernetes and not self._described:
+            search = OwnPod(self._identity).find(self._found_own_pod, functools.partial(self._problem, "kubernetes"))
+            keepers.append(group.create_task(search, name="own pod"))
         stopping = asyncio.create_task(stop.wait(), name="stop")
         waiting: set[asyncio.Future[Any]] = {stopping, self._presence.taken}
         try:
@@ -166,7 +190,7 @@ class Agent:
         outbox = Outbox(voice, self._journal, link)
         runner = Runner(
             self._launcher,
-            lambda: Containers(self._description, settings.container, str(self._identity)),
+            self._look_for,
             command_environment,
             RunnerOptions(
                 address=self._identity.address,
@@ -192,6 +216,39 @@ class Agent:
             journal_broken=lambda: self._journal_error,
         )
         return attempts, outbox
+
+    async def _look_around(self) -> None:
+        if isinstance(self._launcher, EnteringLauncher):
+            await self._launcher.look_around()
+
+    async def _look_for(self, wanted: str | None) -> Containers:
+        """The pod's containers; everybody is looked at unless the one that is wanted is known to live."""
+        if isinstance(self._launcher, EnteringLauncher) and wanted is not None:
+            known = self._containers()
+            first = next((name for name in known.described if name != known.own), "")
+            if self._launcher.neighbours.main(wanted or first) is None:
+                await self._launcher.look_around()
+        return self._containers()
+
+    def _containers(self) -> Containers:
+        """The pod's containers as they were seen last."""
+        own, pod, start = self._settings.container, str(self._identity), supervisor.start
+        if isinstance(self._launcher, LocalLauncher):
+            return Containers(self._description, own, pod, why_not=start.why_not, alone=not start.asked)
+        census = self._launcher.neighbours.census
+        why_not = start.why_not or census.why_not
+        return Containers(self._description, census.own or own, pod, tuple(census.siblings), why_not)
+
+    @property
+    def _described(self) -> bool:
+        return self._description != PodDescription()
+
+    def _found_own_pod(self, description: PodDescription) -> None:
+        """The API server's description; the file's wins, also when it could be read only meanwhile."""
+        if not self._described:
+            self._description = description
+            self._look_at_files()
+            self._presence.announce()
 
     def _link_options(self) -> LinkOptions:
         journal = self._journal.journal
@@ -273,8 +330,10 @@ class Agent:
         pruned = loop.time()
         while True:
             await asyncio.sleep(LOOK_SECONDS)
+            await self._look_around()
             self._look_at_files()
-            reap_strays(self._launcher.running)
+            if isinstance(self._launcher, LocalLauncher):
+                reap_strays(self._launcher.running)
             if self._journal_error is not None:
                 await self._mend_journal(attempts)
             elif loop.time() - pruned > PRUNE_SECONDS:
@@ -316,9 +375,25 @@ class Agent:
                 self._presence.announce()
         except InvalidSettings as error:
             self._problem("pod_file", f"the pod description is as last read: {error}")
-        containers = Containers(self._description, self._settings.container, str(self._identity))
-        self._facts.containers = containers.names
         self._facts.owners = self._description.presence_owners()
+        self._note_containers()
+
+    def _note_containers(self) -> None:
+        """What presence says of the pod's containers, and of what stands in the way of commands there."""
+        containers = self._containers()
+        if self._facts.containers != containers.names:
+            self._facts.containers = containers.names
+            self._presence.announce()
+        if not supervisor.start.asked:
+            return  # an agent of its own, not a sidecar
+        why_not = containers.why_not
+        self._problem("entering", f"commands run in the agent's own container only: {why_not}" if why_not else None)
+        if isinstance(self._launcher, LocalLauncher):
+            self._problem("own user", AS_AGENT_PROBLEM)
+            return
+        siblings = self._launcher.neighbours.census.siblings.values()
+        ours = ", ".join(main.container for main in siblings if main.uid in (AGENT_UID, COMMAND_UID))
+        self._problem("users", OUR_USER_PROBLEM.format(containers=ours) if ours else None)
 
     def _problem(self, name: str, sentence: str | None) -> None:
         """Note what needs somebody's hands, or that it is mended; said in the log and in presence, once."""

@@ -135,30 +135,19 @@ class Attempts:
 
     async def _trigger(self, command: Command, trigger: Trigger) -> None:
         situation = self._situation()
-        prepared: Prepared | None = None
-        outcome: OutcomeMessage | None = None
-        state = AttemptState.READY if trigger.wait_for_go else AttemptState.STARTED
         try:
             policy.check_sender(trigger, situation)
             if await self._answered_from_memory(command, trigger):
                 return
-            memory = await self.journal.call(Journal.remember, trigger.run_id, trigger.attempt)
-            known = memory.entry(trigger.attempt)
+            prepared = await self._prepare(trigger)
+            known, outcome = await self.journal.call(
+                self._decide, command, trigger, prepared, situation, self.journal_broken()
+            )
             if known is not None:
                 self._check_same(known.trigger_hash, command, trigger)
                 log.info("trigger.seen_before", trigger_id=trigger.trigger_id, state=known.state)
                 await self._say_again(known, trigger.coordinator)
                 return
-            if (broken := self.journal_broken()) is not None:  # a no without a record holds until the floor is raised
-                raise broken.with_traceback(None)
-            try:
-                policy.check_trigger(trigger, memory, situation, self.now())
-                prepared = self.runner.prepare(trigger)
-            except Refusal as refusal:
-                result = _refused(refusal)
-                state = AttemptState(result.outcome)
-                outcome = self._outcome(trigger, command.hash, result)
-            await self.journal.call(Journal.admit, trigger, command.hash, state, outcome, self.now())
         except Refusal as refusal:
             self._refuse_unrecorded(command.hash, trigger, refusal)
             return
@@ -173,10 +162,49 @@ class Attempts:
         if outcome is not None:
             self._log_refused(trigger, outcome)
             self._spawn(self.outbox.send(trigger.coordinator, outcome), f"refusal {trigger.trigger_id}")
-        elif prepared is not None:
+        elif isinstance(prepared, Prepared):
             live = _Live(trigger, command.hash, prepared, Stop(trigger.timeout_seconds))
             self._live[trigger.trigger_id] = live
             live.task = self._spawn(self._attempt(live), f"attempt {trigger.trigger_id}")
+
+    async def _prepare(self, trigger: Trigger) -> Prepared | Refusal:
+        try:
+            return await self.runner.prepare(trigger)
+        except Refusal as refusal:
+            return refusal
+
+    def _decide(
+        self,
+        journal: Journal,
+        command: Command,
+        trigger: Trigger,
+        prepared: Prepared | Refusal,
+        situation: policy.Situation,
+        broken: JournalUnavailable | None,
+    ) -> tuple[Entry | None, OutcomeMessage | None]:
+        """Remember, judge and record a trigger in one visit to the journal's thread.
+
+        Returns what is known of it, if it was seen before; otherwise the outcome of its refusal, if it is refused.
+
+        Raises:
+            JournalUnavailable: it could not be recorded.
+        """
+        memory = journal.remember(trigger.run_id, trigger.attempt)
+        known = memory.entry(trigger.attempt)
+        if known is not None:
+            return known, None
+        if broken is not None:  # a no without a record holds until the floor is raised
+            raise broken.with_traceback(None)
+        state, outcome = AttemptState.READY if trigger.wait_for_go else AttemptState.STARTED, None
+        try:
+            policy.check_trigger(trigger, memory, situation, self.now())
+            if isinstance(prepared, Refusal):
+                raise prepared
+        except Refusal as refusal:
+            result = _refused(refusal)
+            state, outcome = AttemptState(result.outcome), self._outcome(trigger, command.hash, result)
+        journal.admit(trigger, command.hash, state, outcome, self.now())
+        return None, outcome
 
     async def _answered_from_memory(self, command: Command, trigger: Trigger) -> bool:
         """What this process has at hand needs no journal: a broken disk must not turn a yes into a no.
@@ -321,12 +349,9 @@ class Attempts:
     async def _attempt(self, live: _Live) -> None:
         trigger = live.trigger
         try:
-            await self.voice.chat(trigger.coordinator, trigger.run_id, self._reply(Accepted, live))
             result = await self._until_started(live)
             if result is None:
-                log.info("attempt.started", trigger_id=trigger.trigger_id, hook=trigger.name, **_what(trigger))
-                at = self.now()
-                await self.voice.chat(trigger.coordinator, trigger.run_id, self._reply(Started, live, at=at))
+                self._spawn(self._say_started(live, self.now()), f"started {trigger.trigger_id}")
                 heartbeat = asyncio.create_task(self._beat(live), name=f"heartbeat {trigger.trigger_id}")
                 try:
                     result = await self.runner.run(live.prepared, live.stop)
@@ -343,7 +368,8 @@ class Attempts:
             if self.now() <= trigger.deadline:
                 return None
             return _refused(Refusal(ErrorCode.EXPIRED, "the deadline passed while the trigger was being recorded"))
-        await self.voice.chat(trigger.coordinator, trigger.run_id, self._reply(Ready, live))
+        for kind in (Accepted, Ready):
+            await self.voice.chat(trigger.coordinator, trigger.run_id, self._reply(kind, live))
         left = (trigger.deadline - self.now()).total_seconds()
         going = asyncio.create_task(live.go.wait(), name=f"go {trigger.trigger_id}")
         stopped = asyncio.create_task(live.stop.wait(), name=f"stop {trigger.trigger_id}")
@@ -369,6 +395,15 @@ class Attempts:
         reason = live.expired or f"no go came by the deadline {trigger.deadline.isoformat()}"
         return _refused(Refusal(ErrorCode.EXPIRED, f"{reason}; it did not run"))
 
+    async def _say_started(self, live: _Live, at: datetime) -> None:
+        """Said while the action runs: it is chatter, and the action shall not wait for it."""
+        trigger = live.trigger
+        await asyncio.sleep(0)  # the action asks for its start first
+        log.info("attempt.started", trigger_id=trigger.trigger_id, hook=trigger.name, **_what(trigger))
+        if not trigger.wait_for_go:
+            await self.voice.chat(trigger.coordinator, trigger.run_id, self._reply(Accepted, live))
+        await self.voice.chat(trigger.coordinator, trigger.run_id, self._reply(Started, live, at=at))
+
     async def _beat(self, live: _Live) -> None:
         loop = asyncio.get_running_loop()
         begun = loop.time()
@@ -381,6 +416,9 @@ class Attempts:
         trigger = live.trigger
         outcome = self._outcome(trigger, live.hash, result)
         recorded = await self._record(outcome)
+        # A task of its own: the attempt has ended, whether the broker listens or not.
+        self._spawn(self.outbox.send(trigger.coordinator, outcome, recorded=recorded), f"outcome {trigger.trigger_id}")
+        await asyncio.sleep(0)  # the outcome leaves first
         log.info(
             "attempt.finished",
             trigger_id=trigger.trigger_id,
@@ -389,8 +427,6 @@ class Attempts:
             code=outcome.error.code if outcome.error else None,
             duration_seconds=round(outcome.duration_seconds, 4),
         )
-        # A task of its own: the attempt has ended, whether the broker listens or not.
-        self._spawn(self.outbox.send(trigger.coordinator, outcome, recorded=recorded), f"outcome {trigger.trigger_id}")
 
     async def _record(self, outcome: OutcomeMessage) -> bool:
         """Write an outcome down; a second time without its output if the disk has no room for it."""

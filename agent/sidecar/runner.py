@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -49,6 +49,7 @@ class Prepared:
 
     trigger: Trigger
     container: str = ""
+    own: bool = True
     port: int = 0
 
 
@@ -58,12 +59,15 @@ def mark_of(pod_uid: str, trigger_id: str) -> str:
 
 
 class Runner:
-    """Runs actions in this pod. `containers` and `environment` are asked anew for each attempt."""
+    """Runs actions in this pod. `containers` and `environment` are asked anew for each attempt.
+
+    `containers` is told which one shall be entered ("" is the pod's first, None none), so that it looks for no more.
+    """
 
     def __init__(
         self,
         launcher: Launcher,
-        containers: Callable[[], Containers],
+        containers: Callable[[str | None], Awaitable[Containers]],
         environment: Callable[[], dict[str, str]],
         options: RunnerOptions,
         *,
@@ -75,7 +79,7 @@ class Runner:
         self._options = options
         self._now = now
 
-    def prepare(self, trigger: Trigger) -> Prepared:
+    async def prepare(self, trigger: Trigger) -> Prepared:
         """Check everything that can be checked without doing it.
 
         Raises:
@@ -90,14 +94,16 @@ class Runner:
                 f"this agent has no catalogue, so no hook {name!r}; send the action in the trigger",
             )
         action = trigger.action
-        containers = self._containers()
+        containers = await self._containers(action.container_name if action.exec_ is not None else None)
         if action.exec_ is not None:
-            if action.exec_.user is not None:
+            container = containers.for_exec(action.container_name)
+            if action.exec_.user is not None and container == containers.own:
                 raise Refusal(
                     ErrorCode.UNSUPPORTED,
-                    f"exec.user {action.exec_.user!r}: this version runs commands as the agent's own user; remove it",
+                    f"exec.user {action.exec_.user!r}: in the agent's own container {container!r} commands run as one "
+                    "user only; remove it, or name another container",
                 )
-            return Prepared(trigger, container=containers.for_exec(action.container_name))
+            return Prepared(trigger, container=container, own=container == containers.own)
         target = action.http_get or action.http_post or action.tcp_socket
         assert target is not None
         return Prepared(trigger, port=containers.port(target.port, action.container_name))
@@ -146,8 +152,9 @@ class Runner:
         trigger = prepared.trigger
         assert trigger.action is not None
         assert trigger.action.exec_ is not None
-        inherited = self._environment()
-        if trigger.action.exec_.environment == "minimal":
+        minimal = trigger.action.exec_.environment == "minimal"
+        inherited = self._environment() if prepared.own else {}  # a sibling's is taken where it is: in its process
+        if prepared.own and minimal:
             inherited = {"PATH": MINIMAL_PATH, "HOME": inherited.get("HOME", "/")}
         given = {variable.name: variable.value for variable in trigger.action.exec_.env or []}
         mark = mark_of(trigger.pod_uid, trigger.trigger_id)
@@ -157,6 +164,7 @@ class Runner:
             environment={**inherited, **given, **own},
             mark=mark,
             limit_bytes=self._limit(trigger),
+            inherit=not minimal,
         )
 
     def _http_options(self, prepared: Prepared) -> HttpOptions:

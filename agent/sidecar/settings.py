@@ -57,6 +57,10 @@ class AgentSettings(BaseSettings):
     pod_file: Path | None = Field(
         None, description="JSON description of containers, ports and owners; re-read when it changes"
     )
+    kubernetes: bool = Field(
+        default=False,
+        description="Without a pod file, ask the API server for containers, ports and owners (`get` on the own pod)",
+    )
     state_dir: Path = Field(
         default_factory=lambda: _default_state_dir(),  # noqa: PLW0108 (defined below)
         description="Where the journal is kept; must outlive a restart",

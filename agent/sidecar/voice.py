@@ -31,6 +31,8 @@ RESEND_JITTER_SECONDS = 1.0
 DROPS_WITHOUT_OUTPUT = 2
 
 
+#: Of an outcome that is sealed: everything but output, notes and the error's sentence.
+REST_OF_OUTCOME_BYTES = 8 * 1024
 #: Refusals without a record that wait for the broker; their senders ask again.
 MAX_UNRECORDED = 1000
 
@@ -74,7 +76,9 @@ class Voice:
         Raises:
             LinkDown, PublishRefused: the broker does not have it.
         """
-        cut = fit(outcome, lambda each: len(self.seal(each)), self._limit_bytes)
+        cut = outcome
+        if self._limit_bytes < _most_bytes(outcome):  # otherwise it need not be made twice to be measured
+            cut = fit(outcome, lambda each: len(self.seal(each)), self._limit_bytes)
         message = cut if with_output else without_output(outcome)
         await self._link.publish(self._publication(coordinator, outcome.run_id, message, qos=1))
 
@@ -94,6 +98,12 @@ class Voice:
     def _publication(self, coordinator: str, run_id: str, message: Message, *, qos: int) -> Publication:
         topic = self._topics.reply(coordinator, run_id, self._identity.namespace, self._identity.pod)
         return Publication(topic, self.seal(message), qos=qos, content_type=CONTENT_TYPE, correlation=run_id.encode())
+
+
+def _most_bytes(outcome: OutcomeMessage) -> int:
+    """No outcome is larger than this when it is sealed: a character takes six bytes at most, the rest is bounded."""
+    free = [outcome.stdout.text, outcome.stderr.text, *outcome.notes, outcome.error.message if outcome.error else ""]
+    return 6 * sum(map(len, free)) + REST_OF_OUTCOME_BYTES
 
 
 @dataclass(slots=True)

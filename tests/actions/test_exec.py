@@ -23,7 +23,15 @@ from agent.contract.actions import ExecAction
 from agent.contract.errors import ErrorCode
 from agent.contract.messages import Result
 from agent.contract.states import Outcome
-from agent.pod.processes import MARK_VARIABLE, ExitStatus, Launch, LocalLauncher, LocalProcess
+from agent.pod.processes import (
+    MARK_VARIABLE,
+    ExitStatus,
+    Interrupted,
+    Launch,
+    LocalLauncher,
+    LocalProcess,
+    StartError,
+)
 from tests.strays import alive, descriptors, end, living, pid_in, until, zombies
 
 KIB = 1024
@@ -166,7 +174,10 @@ async def test_a_program_in_path_that_is_not_executable_is_126_and_one_further_o
 async def test_what_the_kernel_refuses_otherwise_has_its_reason(run):
     result = await run("true", LARGE="x" * 200_000)  # one string of an environment may have 128 KiB
     assert (result.outcome, result.exit_code, result.error.code) == (Outcome.FAILED, None, ErrorCode.START_FAILED)
-    assert result.error.message == "command 'true' could not start in container 'db': Argument list too long"
+    assert result.error.message == (
+        "command 'true' could not start in container 'db': Argument list too long; "
+        "arguments and environment are too long: put them into a file"
+    )
 
 
 async def test_a_very_long_name_is_cut_where_it_is_shown(run):
@@ -501,7 +512,7 @@ class Unkillable:
 
     closed: int = 0
 
-    def start(self, launch: Launch) -> Unkillable:
+    async def start(self, launch: Launch) -> Unkillable:
         self.stdout, self._out = os.pipe()
         self.stderr, self._err = os.pipe()
         return self
@@ -512,7 +523,7 @@ class Unkillable:
 
     def terminate(self) -> None: ...
 
-    def remaining(self) -> list[int]:
+    async def remaining(self) -> list[int]:
         return [4242]
 
     async def kill_everything(self) -> list[int]:
@@ -555,3 +566,209 @@ async def test_the_grace_is_the_whole_groups_not_only_the_shells(run, stop, tmp_
     result = await run("sh", "-c", f"{script}; echo done", stop=stop)
     await asking
     assert cleaned.exists(), f"what cleaned up was killed: {result}"
+
+
+# --- launchers that interrupt, hang, or are silent
+
+
+@dataclass
+class Pliant:
+    """A launcher, and its one process, that does what a test says: `start` waits for `go`, its command for `ended`."""
+
+    refusal: Exception | None = None
+    left: list[int] | None = field(default_factory=list)
+    ended: asyncio.Future[ExitStatus] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    heeds_cancellation: bool = True
+    pid: int = 1 << 30
+    did: list[str] = field(default_factory=list)
+
+    async def start(self, launch: Launch) -> Pliant:
+        self.did.append("start")
+        self.asked.set()
+        while not self.go.is_set():
+            try:
+                await self.go.wait()
+            except asyncio.CancelledError:
+                self.did.append("start cancelled")
+                if self.heeds_cancellation:
+                    raise
+        if self.refusal is not None:
+            raise self.refusal
+        self.stdout, out = os.pipe()
+        self.stderr, err = os.pipe()
+        os.write(out, b"said")
+        for descriptor in (out, err):
+            os.close(descriptor)
+        return self
+
+    async def wait(self) -> ExitStatus:
+        return await asyncio.shield(self.ended)
+
+    def terminate(self) -> None:
+        self.did.append("terminate")
+
+    async def remaining(self) -> list[int] | None:
+        self.did.append("remaining")
+        return self.left
+
+    async def kill_everything(self) -> list[int] | None:
+        self.did.append("kill")
+        if not self.ended.done():
+            self.ended.set_result(ExitStatus(signal="SIGKILL"))
+        return self.left
+
+    def close(self) -> None:
+        self.did.append("close")
+        for descriptor in (self.stdout, self.stderr):
+            os.close(descriptor)
+
+
+async def run_with(launcher: Pliant, stop: Stop) -> Result:
+    async with asyncio.timeout(10):
+        return await run_exec(ExecAction(command=["dump"]), launcher, ExecOptions("db", {}, "r/1", 1024), stop)
+
+
+GONE = Interrupted(ErrorCode.LAUNCHER_RESTARTED, "the launcher was started anew, and what it had started was killed")
+RESTARTED = Interrupted(ErrorCode.CONTAINER_RESTARTED, "container 'db' ended or was started again")
+
+
+@pytest.mark.parametrize("gone", [GONE, RESTARTED], ids=["launcher", "container"])
+async def test_a_start_that_was_interrupted_is_interrupted_and_never_a_failure(stop, gone):
+    launcher, before = Pliant(refusal=gone), descriptors()
+    launcher.go.set()
+    result = await run_with(launcher, stop)
+    assert (result.outcome, result.exit_code, result.signal) == (Outcome.INTERRUPTED, None, None)
+    assert (result.error.code, result.error.message) == (
+        gone.code,
+        f"{gone} while command 'dump' ran; whether it took effect is unknown",
+    )
+    assert (launcher.did, descriptors()) == (["start"], before)
+
+
+@pytest.mark.parametrize("gone", [GONE, RESTARTED], ids=["launcher", "container"])
+async def test_what_is_interrupted_while_it_runs_is_ended_and_keeps_what_it_said(stop, gone):
+    launcher, before = Pliant(), descriptors()
+    launcher.go.set()
+    launcher.ended.set_exception(gone)
+    result = await run_with(launcher, stop)
+    assert (result.outcome, result.error.code, result.exit_code) == (Outcome.INTERRUPTED, gone.code, None)
+    assert (result.stdout.text, result.notes) == ("said", [])
+    assert (launcher.did, descriptors()) == (["start", "kill", "close"], before)
+
+
+@pytest.mark.parametrize("reason", StopReason)
+async def test_a_start_that_hangs_is_given_up_when_it_has_to_end(stop, reason):
+    launcher, before = Pliant(), descriptors()
+    running = asyncio.create_task(run_with(launcher, stop))
+    await launcher.asked.wait()
+    stop.set(reason)
+    result = await running
+    assert (result.outcome, result.error.code, result.error.message) == REASONS_OF_DUMP[reason]
+    assert (result.exit_code, result.notes) == (None, [])
+    assert (launcher.did, descriptors()) == (["start", "start cancelled"], before)
+
+
+REASONS_OF_DUMP = {
+    StopReason.TIMED_OUT: (
+        Outcome.TIMED_OUT,
+        ErrorCode.TIMEOUT,
+        "command 'dump' did not end within its timeout of 30s; raise the timeout if it needs longer",
+    ),
+    StopReason.CANCELLED: (
+        Outcome.CANCELLED,
+        ErrorCode.CANCELLED,
+        "command 'dump' was stopped because the coordinator cancelled it",
+    ),
+    StopReason.AGENT_STOPPING: (
+        Outcome.INTERRUPTED,
+        ErrorCode.AGENT_STOPPED,
+        "command 'dump' was stopped because the agent was told to stop; whether it took effect is unknown",
+    ),
+}
+
+
+async def test_a_hanging_start_counts_towards_the_timeout():
+    launcher, stop = Pliant(), Stop(timeout_seconds=0.05)
+    stop.start_clock()
+    result = await run_with(launcher, stop)
+    assert (result.outcome, launcher.did) == (Outcome.TIMED_OUT, ["start", "start cancelled"])
+
+
+@pytest.mark.parametrize("reason", StopReason)
+async def test_a_process_that_started_too_late_is_killed_and_let_go_of(stop, reason):
+    launcher, before = Pliant(heeds_cancellation=False), descriptors()
+    running = asyncio.create_task(run_with(launcher, stop))
+    await launcher.asked.wait()
+    stop.set(reason)
+    await until(lambda: "start cancelled" in launcher.did, "the start is given up")
+    assert not running.done(), "it was reported as ended while it may still start"
+    launcher.go.set()
+    result = await running
+    assert result.outcome == REASONS_OF_DUMP[reason][0]
+    assert (launcher.did, descriptors()) == (["start", "start cancelled", "kill", "close"], before)
+
+
+@pytest.mark.parametrize("refusal", [StartError(OSError(2, "No such file")), GONE], ids=["refused", "interrupted"])
+async def test_a_start_that_fails_after_it_was_given_up_changes_nothing(stop, refusal):
+    launcher = Pliant(heeds_cancellation=False, refusal=refusal)
+    running = asyncio.create_task(run_with(launcher, stop))
+    await launcher.asked.wait()
+    stop.set(StopReason.CANCELLED)
+    await until(lambda: "start cancelled" in launcher.did, "the start is given up")
+    launcher.go.set()
+    assert (await running).outcome == Outcome.CANCELLED
+    assert launcher.did == ["start", "start cancelled"]
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+async def test_an_attempt_cancelled_while_it_starts_leaves_nothing_of_what_started_too_late(stop, times):
+    launcher, before = Pliant(heeds_cancellation=False), descriptors()
+    running = asyncio.create_task(run_with(launcher, stop))
+    await launcher.asked.wait()
+    for _ in range(times):
+        running.cancel()
+        await asyncio.sleep(0)
+    await until(lambda: "start cancelled" in launcher.did, "the start is given up")
+    launcher.go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert (launcher.did, descriptors()) == (["start", "start cancelled", "kill", "close"], before)
+
+
+UNKNOWN_END = "whether everything that it started has ended is not known: the launcher did not say; look at the pod"
+UNKNOWN_REST = "whether the command left processes running in the background is not known: see the agent's log"
+
+
+@pytest.mark.parametrize(
+    ("end", "outcome", "note"),
+    [
+        (ExitStatus(exit_code=0), Outcome.SUCCEEDED, UNKNOWN_REST),
+        (ExitStatus(exit_code=1), Outcome.FAILED, UNKNOWN_END),
+        (ExitStatus(signal="SIGKILL"), Outcome.FAILED, UNKNOWN_END),
+        (GONE, Outcome.INTERRUPTED, UNKNOWN_END),
+    ],
+    ids=["success", "failure", "signal", "interrupted"],
+)
+async def test_a_launcher_that_cannot_tell_what_is_left_is_said_to_be_silent(stop, end, outcome, note):
+    launcher = Pliant(left=None)
+    launcher.go.set()
+    if isinstance(end, Exception):
+        launcher.ended.set_exception(end)
+    else:
+        launcher.ended.set_result(end)
+    result = await run_with(launcher, stop)
+    assert (result.outcome, result.notes) == (outcome, [note])
+    assert launcher.did[-1] == "close"
+
+
+async def test_after_a_timeout_a_silent_launcher_is_said_to_be_so_too(stop):
+    launcher = Pliant(left=None)
+    launcher.go.set()
+    running = asyncio.create_task(run_with(launcher, stop))
+    await until(lambda: hasattr(launcher, "stderr"), "it runs")
+    stop.set(StopReason.TIMED_OUT)
+    result = await running
+    assert (result.outcome, result.notes) == (Outcome.TIMED_OUT, [UNKNOWN_END])
+    assert (launcher.did[:2], launcher.did[-2:]) == (["start", "terminate"], ["kill", "close"])

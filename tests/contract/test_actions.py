@@ -187,6 +187,67 @@ def test_what_cannot_be_executed_is_refused_at_its_field(fields, place):
     assert place in problems({"exec": fields})
 
 
+@pytest.mark.parametrize(
+    "user",
+    [
+        *("root", "mysql", "_apt", "www-data", "a.b", "A", "machine$", "x" * 256, "systemd-network"),
+        *("0", "00", "999", "1000:1000", "0:0", "007:010", "4294967294", "4294967294:4294967294"),
+    ],
+)
+def test_a_user_is_a_name_or_numbers(user):
+    assert Action.model_validate({"exec": {"command": ["id"], "user": user}}).exec_.user == user
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        *("", " ", ":", "1:", ":1", "1:2:3", "root:", "root:0", "root:root", "mysql:27", "27:mysql", "::", "1::2"),
+        *("-1", "+1", "1_0", "1.5", "0x0", "1 ", " 1", "1\n", "1: 1", "-", "-x", ".x", "$", "1a", "9mysql", "a$b"),
+        *("a b", "a/b", "../root", "a,b", "a\n", "a\0", "größe", "a:b", "x" * 257, "\u0661", "1:\u0661", "\u00b2"),
+    ],
+)
+def test_what_is_no_user_is_refused_with_what_to_write(user):
+    found = problems({"exec": {"command": ["id"], "user": user}})
+    assert found == {"exec.user": "is not a user; write a name of the container's /etc/passwd, uid or uid:gid"}
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        *("4294967295", "4294967296", "0:4294967295", "4294967295:0", "18446744073709551615"),
+        pytest.param("9" * 5000, id="5000 digits"),
+        pytest.param("1:" + "9" * 5000, id="a group of 5000 digits"),
+        pytest.param("0" * 20 + "4294967295", id="zeros before it"),
+        pytest.param("1:" + "0" * 20 + "4294967295", id="zeros before a group"),
+    ],
+)
+def test_an_id_that_the_kernel_takes_for_none_is_refused(user):
+    """-1, which is 4294967295 in 32 bits, means "stay who you are"."""
+    found = problems({"exec": {"command": ["id"], "user": user}})
+    assert found == {"exec.user": "is not a user; ids go from 0 to 4294967294"}
+
+
+@pytest.mark.parametrize("user", [0, 1000, True, 1.5, [], ["root"], {}, b"root"])
+def test_a_user_is_written_as_text(user):
+    assert set(problems({"exec": {"command": ["id"], "user": user}})) == {"exec.user"}
+
+
+def test_without_a_user_it_is_the_containers():
+    for written in ({}, {"user": None}):
+        assert Action.model_validate({"exec": {"command": ["id"], **written}}).exec_.user is None
+
+
+@given(st.text(max_size=12) | st.from_regex(r"\A[0-9]{1,12}(:[0-9]{1,12})?\Z"))
+def test_every_user_that_is_accepted_is_one_to_the_launcher(user):
+    from agent.pod.job import parse_user
+
+    try:
+        Action.model_validate({"exec": {"command": ["id"], "user": user}})
+    except ValidationError:
+        return
+    parse_user(user.encode(), 0)
+
+
 def test_the_longest_command_that_fits_is_accepted():
     command = ["é" * (MAX_COMMAND_BYTES // 2 - 1), ""]
     assert Action.model_validate({"exec": {"command": command}}).exec_.command == command

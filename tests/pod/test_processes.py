@@ -45,7 +45,7 @@ class Started:
         trigger_id = trigger_id or f"{uuid.uuid4()}/1"
         self.trigger_ids.append(trigger_id)
         whole = {"PATH": os.environ["PATH"], **environment, MARK_VARIABLE: trigger_id}
-        process = self.launcher.start(Launch(argv, whole, "db", trigger_id))
+        process = self.launcher.launch(Launch(argv, whole, "db", trigger_id))
         self._open.append(process)
         return process
 
@@ -222,7 +222,7 @@ if len(sys.argv) == 1:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     os.execv(sys.executable, [sys.executable, "-c", sys.orig_argv[2], "again"])
 async def main():
-    process = LocalLauncher().start(Launch(["sh", "-c", "exit 7"], dict(os.environ), "db", "r/1"))
+    process = LocalLauncher().launch(Launch(["sh", "-c", "exit 7"], dict(os.environ), "db", "r/1"))
     print(await process.wait())
     process.close()
 asyncio.run(main())
@@ -282,7 +282,7 @@ def beside(process: LocalProcess, count: int, sleeps: int) -> Callable[[], bool]
     """The tree is grown: so many processes, and so many of them sleep (nothing is just about to become a sleep)."""
 
     def grown() -> bool:
-        names = [_name(pid) for pid in process.remaining()]
+        names = [_name(pid) for pid in process.others()]
         return len(names) == count and names.count("sleep") == sleeps
 
     return grown
@@ -302,7 +302,7 @@ async def test_everything_a_command_started_is_found_and_killed(start, tree):
     if "exit 0" in line:
         await process.wait()
     await until(beside(process, count, sleeps), f"{tree}: {count} processes beside the shell")
-    found = process.remaining()
+    found = process.others()
     assert process._pid not in found, "the command itself is not what it left"
     assert await process.kill_everything() == []
     assert [pid for pid in found if alive(pid)] == [], f"{tree}: still there"
@@ -318,7 +318,7 @@ async def test_a_stopped_process_is_killed_too(start):
 
 async def test_a_fork_storm_is_ended(start):
     process = start("sh", "-c", f"while :; do setsid {SLEEP} & ({SLEEP} &); done")
-    await until(lambda: len(process.remaining()) > 20, "the storm has begun")
+    await until(lambda: len(process.others()) > 20, "the storm has begun")
     assert await process.kill_everything() == []
     assert living(start.trigger_ids[0]) == []
 
@@ -340,10 +340,10 @@ async def test_another_attempt_is_left_alone(start):
         await process.wait()
         await until(beside(process, 20, 20), "both trees are grown")
     bystander = subprocess.Popen(["sleep", "60"])
-    theirs = other.remaining()
+    theirs = other.others()
     try:
         assert await mine.kill_everything() == []
-        assert other.remaining() == theirs
+        assert other.others() == theirs
         assert alive(bystander.pid), "a child of the agent that belongs to no attempt was killed"
     finally:
         bystander.kill()
@@ -366,7 +366,7 @@ async def test_an_attempt_whose_id_begins_like_ours_is_not_ours(start):
     await mine.wait()
     await other.wait()
     await until(beside(other, 1, 1), "the other's daemon is there")
-    assert mine.remaining() == []
+    assert mine.others() == []
 
 
 async def test_sigterm_goes_to_the_whole_group_and_not_beyond(start, tmp_path):
@@ -480,7 +480,7 @@ async def main():
     launcher = LocalLauncher()
     line = "(setsid true &); (true &); (setsid sleep 60 &); exit 5"
     run = f"of-{os.getpid()}/1"
-    mine = launcher.start(Launch(["sh", "-c", line], {**os.environ, MARK_VARIABLE: run}, "db", run))
+    mine = launcher.launch(Launch(["sh", "-c", line], {**os.environ, MARK_VARIABLE: run}, "db", run))
     print(await mine.wait())
     deadline = time.monotonic() + 10
     while len(zombies()) < 3 and time.monotonic() < deadline:
@@ -489,7 +489,7 @@ async def main():
     print("reaped", reap_strays(launcher.running))
     print("left", zombies() == [mine._pid])
     print(await mine.wait())
-    print("stray", len(mine.remaining()))
+    print("stray", len(mine.others()))
     print("outlived", await mine.kill_everything())
     mine.close()
     while not zombies() and time.monotonic() < deadline:

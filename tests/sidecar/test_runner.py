@@ -7,7 +7,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from agent.contract.states import Outcome
 from agent.pod.containers import Containers
 from agent.pod.identity import parse_description
 from agent.pod.processes import LocalLauncher
+from agent.pod.supervisor import NO_LAUNCHER
 from agent.sidecar.runner import MINIMAL_PATH, Runner, RunnerOptions
 from tests.strays import descriptors, until, zombies
 
@@ -34,11 +35,18 @@ POD = parse_description(
 ENVIRONMENT = {"PATH": os.environ["PATH"], "HOME": "/home/mysql", "LANG": "C"}
 
 
+def _always(look: Callable[[], Containers]) -> Callable[[str | None], Awaitable[Containers]]:
+    async def answer(_wanted: str | None) -> Containers:
+        return look()
+
+    return answer
+
+
 def runner(*, own: str = "mysql", **options: Any) -> Runner:
     whole = {"address": "127.0.0.1", "user_agent": "podhook/1", "output_limit_bytes": 32768, **options}
     return Runner(
         LocalLauncher(),
-        lambda: Containers(POD, own, "shop/db-0"),
+        _always(lambda: Containers(POD, own, "shop/db-0", why_not=NO_LAUNCHER, alone=True)),
         lambda: dict(ENVIRONMENT),
         RunnerOptions(**whole),
         now=lambda: NOW,
@@ -65,7 +73,7 @@ def sh(line: str, **more: Any) -> Trigger:
 
 async def run(wanted: Trigger, *, stop: Stop | None = None, **options: Any) -> Result:
     made = runner(**options)
-    return await made.run(made.prepare(wanted), stop or Stop(wanted.timeout_seconds))
+    return await made.run(await made.prepare(wanted), stop or Stop(wanted.timeout_seconds))
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +124,10 @@ async def server(answer: bytes = b"") -> AsyncIterator[tuple[int, list[bytes]]]:
         (
             sh("true", exec={"user": "root"}),
             ErrorCode.UNSUPPORTED,
-            "exec.user 'root': this version runs commands as the agent's own user; remove it",
+            (
+                "exec.user 'root': in the agent's own container 'mysql' commands run as one user only; remove it, or "
+                "name another container"
+            ),
         ),
         (
             trigger({"exec": {"command": ["true"]}, "containerName": "mysq"}),
@@ -127,8 +138,8 @@ async def server(answer: bytes = b"") -> AsyncIterator[tuple[int, list[bytes]]]:
             trigger({"exec": {"command": ["true"]}, "containerName": "metrics"}),
             ErrorCode.CONTAINER_NOT_ENTERABLE,
             (
-                "container 'metrics' of pod shop/db-0 is not the agent's own ('mysql'), and this version runs commands "
-                "only there; run the agent inside 'metrics', or name 'mysql' in containerName"
+                "container 'metrics' of pod shop/db-0 is not the agent's own ('mysql'), and commands cannot run there: "
+                f"{NO_LAUNCHER}; mend that, or name 'mysql' in containerName"
             ),
         ),
         *(
@@ -141,9 +152,9 @@ async def server(answer: bytes = b"") -> AsyncIterator[tuple[int, list[bytes]]]:
         ),
     ],
 )
-def test_what_cannot_be_done_here_is_refused_before_anything_runs(wanted, code, message):
+async def test_what_cannot_be_done_here_is_refused_before_anything_runs(wanted, code, message):
     with pytest.raises(Refusal) as caught:
-        runner().prepare(wanted)
+        await runner().prepare(wanted)
     assert (caught.value.code, caught.value.message) == (code, message)
 
 
@@ -157,28 +168,28 @@ def test_what_cannot_be_done_here_is_refused_before_anything_runs(wanted, code, 
         ({"tcpSocket": {"port": "3307"}}, "", 3307),
     ],
 )
-def test_what_was_prepared_knows_its_container_and_port(action, container, port):
-    prepared = runner().prepare(trigger(action))
+async def test_what_was_prepared_knows_its_container_and_port(action, container, port):
+    prepared = await runner().prepare(trigger(action))
     assert (prepared.container, prepared.port) == (container, port)
 
 
-def test_preparing_does_nothing(tmp_path):
-    runner().prepare(sh(f"echo ran >{tmp_path}/ran"))
+async def test_preparing_does_nothing(tmp_path):
+    await runner().prepare(sh(f"echo ran >{tmp_path}/ran"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_pod_is_looked_at_anew_for_each_trigger():
+async def test_the_pod_is_looked_at_anew_for_each_trigger():
     descriptions = iter(['{"containers": [{"name": "a"}]}', '{"containers": [{"name": "b"}]}'])
     made = Runner(
         LocalLauncher(),
-        lambda: Containers(parse_description(next(descriptions)), "b", "shop/db-0"),
+        _always(lambda: Containers(parse_description(next(descriptions)), "b", "shop/db-0", alone=True)),
         dict,
         RunnerOptions("127.0.0.1", "podhook/1", 0),
         now=lambda: NOW,
     )
     with pytest.raises(Refusal):
-        made.prepare(sh("true"))
-    assert made.prepare(sh("true")).container == "b"
+        await made.prepare(sh("true"))
+    assert (await made.prepare(sh("true"))).container == "b"
 
 
 # --- exec
@@ -310,12 +321,12 @@ async def test_a_fault_of_ours_is_an_outcome_and_not_the_end_of_the_agent():
 
     made = Runner(
         LocalLauncher(),
-        lambda: Containers(POD, "mysql", "shop/db-0"),
+        _always(lambda: Containers(POD, "mysql", "shop/db-0", alone=True)),
         environment,
         RunnerOptions("127.0.0.1", "podhook/1", 0),
         now=lambda: NOW,
     )
-    result = await made.run(made.prepare(sh("true")), Stop(10))
+    result = await made.run(await made.prepare(sh("true")), Stop(10))
     assert (result.outcome, result.error.code, result.started_at) == (Outcome.FAILED, ErrorCode.INTERNAL, NOW)
     assert result.error.message == (
         "a fault in podhook itself ended the attempt; whether it took effect is unknown: see the agent's log"

@@ -30,6 +30,7 @@ GIVEN = {
     "container": ("mysql", "mysql"),
     "labels_file": ("/etc/podinfo/labels", Path("/etc/podinfo/labels")),
     "pod_file": ("/etc/pod.json", Path("/etc/pod.json")),
+    "kubernetes": ("true", True),
     "state_dir": ("/var/lib/podhook", Path("/var/lib/podhook")),
     "max_concurrent": ("3", 3),
     "grace_seconds": ("2.5", 2.5),
