@@ -163,7 +163,7 @@ def harden() -> None:
 
 def send_descriptors(channel: int, data: bytes, descriptors: list[int]) -> None:
     """Send a packet with descriptors over the socket with number `channel`. Raises OSError."""
-    sock = socket.socket(fileno=channel)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=channel)
     try:
         sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))])
     finally:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from tests.agents import Client
 from tests.pods import images as recipes
 from tests.pods.images import Images
-from tests.pods.play import EXAMPLES, Playground, Pod
+from tests.pods.play import EXAMPLES, PASSWORD, Playground, Pod
 from tests.pods.podman import why_not
 from tests.pods.stand_ins import Manifest
 
@@ -44,3 +45,30 @@ def broker_pod(playground: Playground, images: Images) -> Iterator[Pod]:
     """A mosquitto in a pod, one per test process."""
     with Pod(playground, Manifest.read(EXAMPLES / "mosquitto.yaml"), images.of_examples()) as pod:
         yield pod
+
+
+@pytest.fixture(scope="session")
+def mariadb(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[Pod]:
+    """The MariaDB example; tests leave nothing in it."""
+    with _database("mariadb", {"root-password": PASSWORD}, playground, images, broker_pod) as pod:
+        yield pod
+
+
+@pytest.fixture(scope="session")
+def postgresql(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[Pod]:
+    """The PostgreSQL example; tests leave nothing in it."""
+    with _database("postgresql", {"password": PASSWORD}, playground, images, broker_pod) as pod:
+        yield pod
+
+
+def _database(name: str, secret: dict[str, str], playground: Playground, images: Images, broker_pod: Pod) -> Pod:
+    manifest = Manifest.read(EXAMPLES / f"{name}.yaml")
+    hosts = {"mosquitto": broker_pod.ip}
+    return Pod(playground, manifest, images.of_examples(), secrets={name: secret}, hosts=hosts)
+
+
+@pytest.fixture
+async def client(broker_pod: Pod) -> AsyncIterator[Client]:
+    """A coordinator on the pods' broker."""
+    async with Client(f"mqtt://{broker_pod.ip}:1883", "podhook", []) as made:
+        yield made

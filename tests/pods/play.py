@@ -34,6 +34,8 @@ from tests.pods.stand_ins import Json, Manifest, Place, dict_of, playable
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "pods"
 
+#: Of the databases: a shell, SQL and YAML each mind another character of it.
+PASSWORD = "p'ss \"w\\rd"
 READY_SECONDS = 60
 PROBE_SECONDS = 5
 EXEC_SECONDS = 30

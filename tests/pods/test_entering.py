@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-
 import pytest
 
 from agent.contract.states import Outcome
 from agent.pod.supervisor import AGENT_UID
 from tests.agents import Client
-from tests.pods.images import Images
-from tests.pods.play import EXAMPLES, Playground, Pod
-from tests.pods.stand_ins import Manifest
+from tests.pods.play import PASSWORD, Pod
 from tests.pods.test_launcher import family, status
 from tests.pods.test_like_exec import run, sh
 
 pytestmark = pytest.mark.pods
 
-PASSWORD = "a-password"
-
-
-@pytest.fixture(scope="module")
-def mariadb(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[Pod]:
-    manifest = Manifest.read(EXAMPLES / "mariadb.yaml")
-    secrets = {"mariadb": {"root-password": PASSWORD}}
-    with Pod(playground, manifest, images.of_examples(), secrets=secrets, hosts={"mosquitto": broker_pod.ip}) as pod:
-        yield pod
-
-
-@pytest.fixture
-async def client(broker_pod: Pod) -> AsyncIterator[Client]:
-    async with Client(f"mqtt://{broker_pod.ip}:1883", "podhook", []) as made:
-        yield made
-
 
 async def test_a_command_is_the_containers_own_user_with_its_files_and_environment(
     client: Client, mariadb: Pod
 ) -> None:
-    outcome = await run(client, mariadb, sh("mariadb", "id; cat /etc/hostname; echo; echo $MYSQL_ROOT_PASSWORD"))
+    script = 'id; cat /etc/hostname; echo; printf "%s" "$MYSQL_ROOT_PASSWORD"'
+    outcome = await run(client, mariadb, sh("mariadb", script))
     kubectl_like = mariadb.exec("mariadb", "sh", "-c", "id; cat /etc/hostname; echo")
     assert outcome.outcome is Outcome.SUCCEEDED, outcome
     lines = outcome.stdout.text.splitlines()

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,12 +84,6 @@ def pod(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[Pod
     target = {"name": "target", "image": images.tools}
     manifest = beside_agent(target)
     with Pod(playground, manifest, {"agent": images.agent}, hosts={"mosquitto": broker_pod.ip}) as made:
-        yield made
-
-
-@pytest.fixture
-async def client(broker_pod: Pod) -> AsyncIterator[Client]:
-    async with Client(f"mqtt://{broker_pod.ip}:1883", "podhook", []) as made:
         yield made
 
 

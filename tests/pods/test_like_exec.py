@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -85,12 +85,6 @@ def pod(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[Pod
     )
     manifest.pod["spec"]["securityContext"] = {"fsGroup": FS_GROUP}
     with Pod(playground, manifest, {"agent": images.agent}, hosts={"mosquitto": broker_pod.ip}) as made:
-        yield made
-
-
-@pytest.fixture
-async def client(broker_pod: Pod) -> AsyncIterator[Client]:
-    async with Client(f"mqtt://{broker_pod.ip}:1883", "podhook", []) as made:
         yield made
 
 

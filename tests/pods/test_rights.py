@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -20,12 +20,6 @@ NEEDED = ["SETUID", "SETGID", "KILL", "SYS_CHROOT"]
 WHAT_TO_GIVE = "give the agent's container runAsUser: 0 and the capabilities SETUID, SETGID, KILL and SYS_CHROOT"
 
 Play = Callable[[list[str]], Pod]
-
-
-@pytest.fixture
-async def client(broker_pod: Pod) -> AsyncIterator[Client]:
-    async with Client(f"mqtt://{broker_pod.ip}:1883", "podhook", []) as made:
-        yield made
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.pods.stand_ins import Manifest
 
 pytestmark = pytest.mark.pods
 
-PASSWORD = "a-password"
+PASSWORD = "a-password"  # the guide's hooks do not quote it
 GUIDE = EXAMPLES.parent / "guide"
 RUN_SECONDS = 60
 #: MariaDB has no super_read_only: its read_only binds everybody but who may override it.
@@ -35,14 +35,6 @@ def mysql(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[P
     secrets = {"mariadb": {"root-password": PASSWORD}}
     chosen = {"mysql": images.mariadb, "agent": images.agent}
     with Pod(playground, manifest, chosen, secrets=secrets, hosts={"mosquitto": broker_pod.ip}) as pod:
-        yield pod
-
-
-@pytest.fixture(scope="module")
-def postgresql(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[Pod]:
-    manifest = Manifest.read(EXAMPLES / "postgresql.yaml")
-    secrets = {"postgresql": {"password": PASSWORD}}
-    with Pod(playground, manifest, images.of_examples(), secrets=secrets, hosts={"mosquitto": broker_pod.ip}) as pod:
         yield pod
 
 

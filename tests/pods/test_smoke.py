@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,11 +16,10 @@ from agent.contract.messages import Presence
 from tests.agents import Client, until
 from tests.brokers import poll
 from tests.pods.images import PROJECT, Images
-from tests.pods.play import EXAMPLES, Playground, Pod, beside_agent, sweep
+from tests.pods.play import EXAMPLES, PASSWORD, Playground, Pod, beside_agent, sweep
 from tests.pods.podman import podman
 from tests.pods.stand_ins import Manifest
 
-PASSWORD = "p'ss \"w\\rd"
 #: What containerd, Docker and Debian's podman give when nobody says anything, by number.
 DEFAULT_CAPABILITIES = {
     0: "CHOWN", 1: "DAC_OVERRIDE", 3: "FOWNER", 4: "FSETID", 5: "KILL", 6: "SETGID", 7: "SETUID", 8: "SETPCAP",
@@ -29,22 +27,6 @@ DEFAULT_CAPABILITIES = {
 }  # fmt: skip
 #: A podman that gives fewer leaves these out; the launcher needs none of them.
 SOMETIMES_MISSING = {13, 27, 29}
-
-
-@pytest.fixture(scope="module")
-def mariadb(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[Pod]:
-    manifest = Manifest.read(EXAMPLES / "mariadb.yaml")
-    secrets = {"mariadb": {"root-password": PASSWORD}}
-    with Pod(playground, manifest, images.of_examples(), secrets=secrets, hosts={"mosquitto": broker_pod.ip}) as pod:
-        yield pod
-
-
-@pytest.fixture(scope="module")
-def postgresql(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[Pod]:
-    manifest = Manifest.read(EXAMPLES / "postgresql.yaml")
-    secrets = {"postgresql": {"password": PASSWORD}}
-    with Pod(playground, manifest, images.of_examples(), secrets=secrets, hosts={"mosquitto": broker_pod.ip}) as pod:
-        yield pod
 
 
 def status(pod: Pod, container: str, pid: int | str = "self") -> dict[str, str]:
