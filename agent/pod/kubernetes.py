@@ -197,8 +197,7 @@ class OwnPod:
         except PermissionError as error:
             raise ClusterUnavailable(
                 f"{token} is not readable for this agent (uid {os.geteuid()}, gid {os.getegid()}); in a pod with an "
-                f"fsGroup only that group may read it: set fsGroup: {os.getegid()}, or give the agent a pod "
-                "description (PODHOOK_POD_FILE)"
+                "fsGroup only that group may read it: give the agent a pod description instead (PODHOOK_POD_FILE)"
             ) from error
         except (config.ConfigException, OSError, ValueError) as error:
             raise ClusterUnavailable(

@@ -85,6 +85,17 @@ async def test_the_guides_mysql_hooks_do_to_a_real_server_what_they_say(broker_p
     assert "companyRecord" not in sql("show databases")
 
 
+async def test_the_hooks_beside_the_example_pods_run_in_them(broker_pod: Pod, mariadb: Pod) -> None:
+    def read_only() -> str:
+        query = 'exec mariadb -uroot -p"$MYSQL_ROOT_PASSWORD" -Ne "select @@global.read_only"'
+        return mariadb.exec("mariadb", "sh", "-c", query).stdout.strip()
+
+    await heard_of(broker_pod, mariadb)
+    for name, expected in (("mariadb-read-only", "1"), ("mariadb-writable", "0")):
+        succeeded(podhook_run(broker_pod, mariadb, EXAMPLES.parent / "hooks" / f"{name}.yaml"))
+        assert read_only() == expected, f"after {name}"
+
+
 BRACKET = r"""
 action:
   exec:
