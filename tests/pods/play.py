@@ -28,6 +28,7 @@ from typing import Any, Self
 
 import yaml
 
+from tests.agents import Client, until
 from tests.brokers import poll
 from tests.pods.podman import PodmanFailed, call, podman, podman_json
 from tests.pods.stand_ins import Json, Manifest, Place, dict_of, playable
@@ -38,6 +39,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "pods"
 PASSWORD = "p'ss \"w\\rd"
 READY_SECONDS = 60
 PROBE_SECONDS = 5
+#: Longer than a link takes to find out that its broker does not hear it any more.
+HEARD_SECONDS = 90
 EXEC_SECONDS = 30
 LOG_LINES = 40
 #: Of a /24, without the gateway and what podman gives out by itself.
@@ -148,6 +151,7 @@ class Pod:
         self._playground = playground
         self._secrets = secrets or {}
         self.place = playground.place(manifest.pod["metadata"]["name"])
+        manifest.pod["metadata"].setdefault("labels", {})["pod-uid"] = self.place.uid
 
     @property
     def pod(self) -> str:
@@ -309,3 +313,17 @@ def beside_agent(*containers: Json) -> Manifest:
     agent["env"] = [each for each in agent["env"] if each["name"] != "PODHOOK_POD_FILE"]
     spec["containers"] = [*containers, agent]
     return manifest
+
+
+async def heard_of(broker: Pod, pod: Pod) -> None:
+    """Wait until a pod's presence is at the broker, as whoever connects now sees it."""
+    deadline = time.monotonic() + HEARD_SECONDS
+    while True:
+        async with Client(f"mqtt://{broker.ip}:1883", "podhook", []) as client:
+            try:
+                await until(lambda: client.presences.get(str(pod)), f"{pod} is heard of", within_seconds=5)
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                return

@@ -23,7 +23,7 @@ from agent.contract.states import Outcome
 from agent.pod.supervisor import AGENT_UID, COMMAND_UID
 from tests.agents import Client, Json, offline, online, until
 from tests.pods.images import Images
-from tests.pods.play import EXAMPLES, Playground, Pod, beside_agent
+from tests.pods.play import EXAMPLES, Playground, Pod, beside_agent, heard_of
 from tests.pods.podman import podman
 from tests.pods.stand_ins import Manifest
 from tests.pods.test_like_exec import command, commands_of, printed, run, sh, told
@@ -150,13 +150,14 @@ async def test_a_killed_agent_takes_everything_with_it_and_its_container_is_star
 
 
 async def test_a_stop_lets_what_runs_finish_and_ends_with_code_0(
-    client: Client, playground: Playground, images: Images, broker_pod: Pod
+    playground: Playground, images: Images, broker_pod: Pod
 ) -> None:
     manifest = beside_agent({"name": "target", "image": images.tools})
     manifest.pod["spec"]["restartPolicy"] = "Never"
     hosts, env = {"mosquitto": broker_pod.ip}, {"agent": {"PODHOOK_GRACE_SECONDS": "20"}}
-    async with Pod(playground, manifest, {"agent": images.agent}, hosts=hosts, env=env) as stopping:
-        await until(lambda: client.presences.get(str(stopping)), f"{stopping} is heard of")
+    stopping = Pod(playground, manifest, {"agent": images.agent}, hosts=hosts, env=env)
+    async with stopping, Client(f"mqtt://{broker_pod.ip}:1883", "podhook", []) as client:
+        await heard_of(broker_pod, stopping)
         sent = await client.trigger(stopping, sh("target", "until [ -e /tmp/go ]; do sleep 0.02; done; echo done"))
         await client.reply(Started, sent)
         stopping.kill("agent", signal.SIGTERM)

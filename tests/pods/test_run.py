@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.agents import Client, until
 from tests.pods.images import PROJECT, Images
-from tests.pods.play import EXAMPLES, Playground, Pod
+from tests.pods.play import EXAMPLES, Playground, Pod, heard_of
 from tests.pods.stand_ins import Manifest
 
 pytestmark = pytest.mark.pods
@@ -38,16 +37,11 @@ def mysql(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[P
         yield pod
 
 
-async def heard_of(broker: Pod, pod: Pod) -> None:
-    async with Client(f"mqtt://{broker.ip}:1883", "podhook", []) as client:
-        await until(lambda: client.presences.get(str(pod)), f"{pod} is heard of")
-
-
-def podhook_run(broker: Pod, pod: Pod, hook: str | Path) -> subprocess.CompletedProcess[str]:
-    """`podhook run` on a file, or on a text as standard input."""
+def podhook_run(broker: Pod, pod: Pod, hook: str | Path, *, selector: str = "") -> subprocess.CompletedProcess[str]:
+    """`podhook run` on a file, or on a text as standard input; `selector` is for what other tests have pods of, too."""
     file, text = (str(hook), None) if isinstance(hook, Path) else ("-", hook)
     command = [sys.executable, "-m", "agent", "run", file, "-n", pod.namespace, "-o", "json"]
-    command += ["--broker", f"mqtt://{broker.ip}:1883", "--expect", "1"]
+    command += ["--broker", f"mqtt://{broker.ip}:1883", "--expect", "1", *(["-l", selector] if selector else [])]
     return subprocess.run(
         command, cwd=PROJECT, input=text, capture_output=True, text=True, timeout=RUN_SECONDS, check=False
     )
@@ -92,7 +86,8 @@ async def test_the_hooks_beside_the_example_pods_run_in_them(broker_pod: Pod, ma
 
     await heard_of(broker_pod, mariadb)
     for name, expected in (("mariadb-read-only", "1"), ("mariadb-writable", "0")):
-        succeeded(podhook_run(broker_pod, mariadb, EXAMPLES.parent / "hooks" / f"{name}.yaml"))
+        hook = EXAMPLES.parent / "hooks" / f"{name}.yaml"
+        succeeded(podhook_run(broker_pod, mariadb, hook, selector=f"app=mariadb,pod-uid={mariadb.uid}"))
         assert read_only() == expected, f"after {name}"
 
 

@@ -107,7 +107,7 @@ async def test_its_presence_is_at_the_broker(name, broker_pod: Pod, request) -> 
     presence = said[-1]
     assert presence is not None
     assert presence.pod_uid == pod.uid
-    assert presence.labels == {"app": name}
+    assert presence.labels == {"app": name, "pod-uid": pod.uid}
 
 
 def test_the_agent_stops_when_told(playground: Playground, images: Images) -> None:
