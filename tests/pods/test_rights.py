@@ -46,7 +46,7 @@ def least(play: Play) -> Iterator[Pod]:
         yield pod
 
 
-async def test_four_capabilities_and_nothing_to_write_to_are_enough(client: Client, least: Pod) -> None:
+async def test_four_capabilities_and_nothing_to_write_to_are_enough(least: Pod, client: Client) -> None:
     look = "id -u; pwd; grep CapPrm /proc/self/status"
     assert (await printed(client, least, sh("target", look))).split() == ["999", "/home", "CapPrm:", "0" * 16]
     assert await printed(client, least, sh("agent", "id -u")) == f"{COMMAND_UID}\n"
@@ -55,7 +55,7 @@ async def test_four_capabilities_and_nothing_to_write_to_are_enough(client: Clie
     assert outcome.notes == []
 
 
-async def test_without_chown_the_journal_is_still_nobody_elses_to_read_or_remove(client: Client, least: Pod) -> None:
+async def test_without_chown_the_journal_is_still_nobody_elses_to_read_or_remove(least: Pod, client: Client) -> None:
     await until(lambda: client.presences.get(str(least)), f"{least} is heard of")
     state = least.place.directory / "volumes" / "podhook-state"
     before = {path.relative_to(state) for path in state.rglob("journal*")}
@@ -68,9 +68,12 @@ async def test_without_chown_the_journal_is_still_nobody_elses_to_read_or_remove
 
 
 @pytest.mark.parametrize("missing", ["SETUID", "SETGID", "KILL"])
-async def test_without_one_of_them_the_agent_stays_up_and_names_it(client: Client, play: Play, missing: str) -> None:
+async def test_without_one_of_them_the_agent_stays_up_and_names_it(broker_pod: Pod, play: Play, missing: str) -> None:
     lacking = f"the agent's container lacks {missing}; {WHAT_TO_GIVE}"
-    async with play([name for name in NEEDED if name != missing]) as pod:
+    async with (
+        play([name for name in NEEDED if name != missing]) as pod,
+        Client(f"mqtt://{broker_pod.ip}:1883", "podhook", []) as client,
+    ):
         said = await client.presence(pod, lambda said: said is not None and bool(said.problems), "what is missing")
         assert f"commands run in the agent's own container only: {lacking}" in said.problems, said
         assert told(await run(client, pod, command("target", "true"))) == (
@@ -85,8 +88,11 @@ async def test_without_one_of_them_the_agent_stays_up_and_names_it(client: Clien
         assert pod.inspect("agent")["RestartCount"] == 0
 
 
-async def test_without_sys_chroot_commands_run_in_the_agents_own_container_as_a_third_user(client, play) -> None:
-    async with play([name for name in NEEDED if name != "SYS_CHROOT"]) as pod:
+async def test_without_sys_chroot_commands_run_in_the_agents_own_container_as_a_third_user(broker_pod, play) -> None:
+    async with (
+        play([name for name in NEEDED if name != "SYS_CHROOT"]) as pod,
+        Client(f"mqtt://{broker_pod.ip}:1883", "podhook", []) as client,
+    ):
         outcome, code, message = told(await run(client, pod, command("target", "true")))
         assert (outcome, code) == (Outcome.REJECTED, ErrorCode.CONTAINER_NOT_ENTERABLE)
         assert f"lacks SYS_CHROOT; {WHAT_TO_GIVE}" in message
