@@ -89,9 +89,9 @@ class _Reader:
 
 async def run_exec(action: ExecAction, launcher: Launcher, options: ExecOptions, stop: Stop) -> Result:
     """Run a command to its end, its timeout, or its cancellation; never raises for what the command does."""
-    if stop.reason is not None:  # asked for before it began: then it shall not begin
-        return stop.ended(f"command {shown(action.command[0])}")
     what = f"command {shown(action.command[0])}"
+    if stop.reason is not None:  # asked for before it began: then it shall not begin
+        return stop.ended(what)
     try:
         process = await _start(launcher, options.launch(action), stop)
     except StartError as error:

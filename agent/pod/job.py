@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 NO_ID = 0xFFFFFFFF
 MAX_ID_DIGITS = 10
 MAX_PID = 1 << 22
+#: What a hook gets that asks for `environment: minimal` (SEMANTICS: exec); searched also where there is no PATH.
+MINIMAL_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Job(NamedTuple):

@@ -24,7 +24,6 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 CAPABILITY_VERSION_3 = 0x20080522
 #: Bits of the capability sets (capabilities(7)).
 CAPABILITIES = {"KILL": 5, "SETGID": 6, "SETUID": 7, "SYS_CHROOT": 18}
-MINIMAL_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MAX_DESCRIPTORS = 3
 
 #: (AUDIT_ARCH, number of setns) of every kind of system call that a machine of ours may know; x86 knows two.

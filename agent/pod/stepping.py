@@ -16,7 +16,7 @@ import signal
 import stat
 
 from agent.pod import kernel
-from agent.pod.job import MAX_ID_DIGITS, NO_ID, Job, parse_job, parse_user
+from agent.pod.job import MAX_ID_DIGITS, MINIMAL_PATH, NO_ID, Job, parse_job, parse_user
 from agent.pod.offspring import bear, read_all
 from agent.pod.target import NO_ERRNO, Own, StepError, Target, attempt, environ_of, identify, read_at
 
@@ -102,7 +102,7 @@ def _step_in(job: Job, own: Own) -> tuple[Target, list[tuple[bytes, bytes]]]:
     theirs = attempt("ns/user", os.readlink, "ns/user", dir_fd=process)
     if ours != theirs:
         raise StepError("identity: another user namespace")
-    inherited = [(b"PATH", kernel.MINIMAL_PATH), (b"HOME", b"/")]
+    inherited = [(b"PATH", MINIMAL_PATH), (b"HOME", b"/")]
     if job.inherit:
         try:
             inherited = environ_of(process)
@@ -190,7 +190,7 @@ def _execute(argv: list[bytes], environment: dict[bytes, bytes]) -> None:
     program, search = argv[0], b""
     paths = [program]
     if b"/" not in program:
-        search = environment.get(b"PATH", kernel.MINIMAL_PATH)
+        search = environment.get(b"PATH", MINIMAL_PATH)
         paths = [(folder or b".") + b"/" + program for folder in search.split(b":")]
     worst = errno.ENOENT
     for path in paths:

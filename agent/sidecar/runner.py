@@ -20,15 +20,13 @@ from agent.contract.messages import Result, Trigger
 from agent.contract.outcomes import failure
 from agent.contract.states import Outcome
 from agent.pod.containers import Containers
+from agent.pod.job import MINIMAL_PATH
 from agent.pod.processes import MARK_VARIABLE, Launcher
 
 if TYPE_CHECKING:
     from agent.actions.http import HttpOptions
 
 log = structlog.get_logger("podhook.runner")
-
-#: What a hook gets that asks for `environment: minimal` (SEMANTICS: exec).
-MINIMAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +153,7 @@ class Runner:
         minimal = trigger.action.exec_.environment == "minimal"
         inherited = self._environment() if prepared.own else {}  # a sibling's is taken where it is: in its process
         if prepared.own and minimal:
-            inherited = {"PATH": MINIMAL_PATH, "HOME": inherited.get("HOME", "/")}
+            inherited = {"PATH": MINIMAL_PATH.decode(), "HOME": inherited.get("HOME", "/")}
         given = {variable.name: variable.value for variable in trigger.action.exec_.env or []}
         mark = mark_of(trigger.pod_uid, trigger.trigger_id)
         own = {"PODHOOK_RUN_ID": trigger.run_id, "PODHOOK_TRIGGER_ID": trigger.trigger_id, MARK_VARIABLE: mark}

@@ -21,9 +21,10 @@ from agent.contract.messages import Capture, CatalogueHook, Guard, Result, Targe
 from agent.contract.states import Outcome
 from agent.pod.containers import Containers
 from agent.pod.identity import parse_description
+from agent.pod.job import MINIMAL_PATH
 from agent.pod.processes import LocalLauncher
 from agent.pod.supervisor import NO_LAUNCHER
-from agent.sidecar.runner import MINIMAL_PATH, Runner, RunnerOptions
+from agent.sidecar.runner import Runner, RunnerOptions
 from tests.strays import descriptors, until, zombies
 
 RUN = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -218,10 +219,10 @@ OWN = {"PODHOOK_RUN_ID": RUN, "PODHOOK_TRIGGER_ID": f"{RUN}/2", "PODHOOK_ATTEMPT
         ({"env": [{"name": "A", "value": "1=2"}]}, {**ENVIRONMENT, "A": "1=2", **OWN}),
         ({"env": [{"name": "LANG", "value": ""}]}, {**ENVIRONMENT, "LANG": "", **OWN}),
         ({"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}, {**ENVIRONMENT, "A": "2", **OWN}),
-        ({"environment": "minimal"}, {"PATH": MINIMAL_PATH, "HOME": "/home/mysql", **OWN}),
+        ({"environment": "minimal"}, {"PATH": MINIMAL_PATH.decode(), "HOME": "/home/mysql", **OWN}),
         (
             {"environment": "minimal", "env": [{"name": "HOME", "value": "/"}]},
-            {"PATH": MINIMAL_PATH, "HOME": "/", **OWN},
+            {"PATH": MINIMAL_PATH.decode(), "HOME": "/", **OWN},
         ),
         ({"env": [{"name": "PODHOOK_TRIGGER_ID", "value": "forged"}]}, {**ENVIRONMENT, **OWN}),
     ],
