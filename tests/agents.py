@@ -114,6 +114,8 @@ class Sent:
 class AgentProcess:
     """A real agent process with its own state directory, labels and pod uid; it can be started again."""
 
+    program: tuple[str, ...] = ("-m", "agent", "agent")
+
     def __init__(self, home: Path, broker_url: str, root: str, namespace: str, pod: str, **settings: object) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
@@ -137,6 +139,8 @@ class AgentProcess:
             "LOG_FORMAT": "json",
             **{name.upper(): value for name, value in settings.items()},
         }
+        self.program = ("-m", "agent", "agent")
+        self.environment: dict[str, str] = {}  # what its commands shall inherit
         self._process: subprocess.Popen[bytes] | None = None
 
     def __str__(self) -> str:
@@ -158,6 +162,11 @@ class AgentProcess:
         """Whether it runs."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended; None while it runs, or was not started."""
+        return self._process.poll() if self._process is not None else None
+
     def start(self) -> None:
         """Start it, without waiting for anything."""
         assert not self.alive, f"agent {self} runs already"
@@ -165,9 +174,9 @@ class AgentProcess:
         own = {f"PODHOOK_{key}": str(value) for key, value in self.settings.items()}
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                leashed(sys.executable, "-m", "agent", "agent"),
+                leashed(sys.executable, *self.program),
                 cwd=PROJECT,
-                env={**inherited, **own, "PYTHONPATH": str(PROJECT)},
+                env={**inherited, **own, **self.environment, "PYTHONPATH": str(PROJECT)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -415,6 +424,11 @@ class Client:
 def _of(sent: Sent) -> Json:
     said = sent.trigger
     return {"run_id": said.run_id, "attempt": said.attempt, "pod_uid": said.pod_uid, "deadline": said.deadline}
+
+
+def code(outcome: OutcomeMessage) -> str | None:
+    """The stable name of what went wrong, if anything did."""
+    return outcome.error.code if outcome.error else None
 
 
 def online(presence: Presence | None) -> bool:

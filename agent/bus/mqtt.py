@@ -54,6 +54,8 @@ MAX_IN_FLIGHT = 64
 #: Reason codes that pass by themselves: unavailable, busy, quota, use another server, server moved, rate.
 _PASSING = frozenset({0x88, 0x89, 0x97, 0x9C, 0x9D, 0x9F})
 _UNSUPPORTED_PROTOCOL = 0x84
+#: What a broker may not offer (MQTT 5, section 3.2.2.2), and an agent's will needs.
+_NEEDED = {0x9A: "retained messages, by which agents are found", 0x9B: "QoS 1, by which nothing is lost"}
 _PACKET_TOO_LARGE = 0x95
 #: Unsent bytes at which a QoS 0 publish is refused: the broker reads slower than we write.
 BACKLOG_LIMIT_BYTES = 8 * 1024 * 1024
@@ -383,4 +385,6 @@ def _refused(error: MqttConnectError) -> BusError:
         return LinkDown(sentence)
     if code == _UNSUPPORTED_PROTOCOL:
         return ProtocolRefused(sentence)
+    if (needed := _NEEDED.get(code)) is not None:
+        return BrokerRefused(f"{sentence}; podhook cannot do without {needed}: allow it there, or take another broker")
     return BrokerRefused(f"{sentence}; check user, password, client id and the broker's access rules")

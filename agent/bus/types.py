@@ -32,13 +32,17 @@ class Publication:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the broker can do, as far as it says (MQTT 5 CONNACK); `warnings` names each promise it breaks."""
+    """What the broker can do, as far as it says (MQTT 5 CONNACK).
+
+    `warnings` names each promise that it breaks, `notes` what its protocol leaves out and podhook makes up for.
+    """
 
     protocol: str
     session_present: bool
     receive_maximum: int = 65535
     maximum_packet_bytes: int | None = None
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

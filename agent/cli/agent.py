@@ -47,11 +47,23 @@ def _settings(load: Callable[..., AgentSettings], flags: dict[str, object]) -> A
     except InvalidSettings as error:
         if IN_KUBERNETES not in os.environ:
             raise
-        ends = {signal.SIGTERM, signal.SIGINT}
-        signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # process 1 gets only what it expects
         tell(f"{error}. Nothing is served; correct it and restart the pod. Waiting for SIGTERM")
-        signal.sigwait(ends)
+        asyncio.run(_wait_to_end())
         raise typer.Exit(Exit.SUCCEEDED) from error
+
+
+async def _wait_to_end() -> None:
+    """Do nothing until somebody ends us, but answer the liveness probe: it would make the crash loop after all."""
+    from agent import __version__
+    from agent.sidecar.health import Health, serving_health
+
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    port = os.environ.get("PODHOOK_HEALTH_PORT", "")
+    health = Health(os.environ.get("PODHOOK_POD", ""), __version__, ("settings",))
+    async with serving_health(int(port) if port.isdecimal() and int(port) < 65536 else 0, lambda: health):
+        await stop.wait()
 
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -82,6 +94,7 @@ def command(
     http_verify_host: Annotated[bool | None, _option("http_verify_host")] = None,
     http_ca_file: Annotated[Path | None, _option("http_ca_file")] = None,
     allow_unsigned: Annotated[bool | None, _option("allow_unsigned")] = None,
+    health_port: Annotated[int | None, _option("health_port")] = None,
     log_format: Annotated[str | None, _option("log_format")] = None,
     log_level: Annotated[str | None, _option("log_level")] = None,
 ) -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from agent.cli import options
-from agent.cli.exits import errors_as_exits, logs_for_people
+from agent.cli.exits import errors_as_exits, logs_for_people, tell
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from agent.contract.messages import Presence
     from agent.coordinator import Coordinator
+
+CLOCK_SENTENCE = "its clock is {skew:+.0f} s from this machine's: beyond 30 s triggers are refused; set both clocks"
 
 
 def command(
@@ -27,6 +30,10 @@ def command(
         str | None, typer.Option("--selector", "-l", metavar="SELECTOR", help="Only agents with these labels.")
     ] = None,
     output: options.OutputFormat = options.Format.TABLE,
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="Clear the presence of agents that are offline: those that will not come back."),
+    ] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay, and show every change.")] = False,
     broker: options.BrokerUrl = options.DEFAULT_BROKER,
     topic_root: options.TopicRoot = "podhook",
@@ -38,8 +45,14 @@ def command(
 ) -> None:
     """Show which agents are there, in all namespaces unless --namespace says otherwise.
 
-    JSON is one object a line and agent: namespace, pod, pod_uid, state, version, started_at, clock, labels, containers,
-    unsigned, problems. With --watch, each change is another line (or the table again), until Ctrl-C.
+    Each agent that is online is asked for its clock; SKEW is how far it is ahead of this machine's, and empty if it
+    did not answer. Beyond 30 s triggers are refused.
+
+    JSON is one object a line and agent: namespace, pod, pod_uid, state, version, started_at, clock, skew_seconds,
+    labels, containers, unsigned, problems. With --watch, each change is another line (or another table), until Ctrl-C.
+
+    An agent that vanished without a goodbye stays here as offline, and runs that select it do not start. --prune clears
+    those (that --namespace and --selector leave), says which, and an agent that lives after all says so again.
 
     Exit codes: 0 told, 2 usage, 4 broker unreachable or refused us, 130 interrupted.
     """
@@ -57,7 +70,14 @@ def command(
 
         async def show() -> None:
             async with Coordinator(address, topic_root=topic_root) as coordinator:
-                await _show(coordinator, lambda p: _is_meant(p, namespaces, wanted), output, watch)
+
+                def meant(presence: Presence) -> bool:
+                    return _is_meant(presence, namespaces, wanted)
+
+                if prune:
+                    async for target in coordinator.prune(filter(meant, await coordinator.agents())):
+                        tell(f"cleared the presence of {target}, which was offline")
+                await _show(coordinator, meant, output, watch)
 
         asyncio.run(show())
 
@@ -68,54 +88,62 @@ def _is_meant(presence: Presence, namespaces: frozenset[str] | None, wanted: Any
 
 async def _show(coordinator: Coordinator, meant: Any, output: options.Format, watch: bool) -> None:
     shown: dict[tuple[str, str], Presence] = {}
+    clocks: dict[tuple[str, str], float] = {}
     while True:
         present = {(p.namespace, p.pod): p for p in await coordinator.agents() if meant(p)}
         if present != shown or not watch:
+            changed = [presence for key, presence in present.items() if shown.get(key) != presence]
+            clocks |= await coordinator.clocks(changed)
             if output is options.Format.JSON:
                 for key, presence in present.items():
                     if shown.get(key) != presence:
-                        print(json.dumps(_json(presence)), flush=True)
+                        print(json.dumps(_json(presence, clocks.get(key))), flush=True)
                 for key in shown.keys() - present.keys():
                     print(json.dumps({"namespace": key[0], "pod": key[1], "state": "gone"}), flush=True)
             else:
-                _print_table(list(present.values()))
+                _print_table(list(present.values()), clocks)
         shown = present
         if not watch:
             return
         await coordinator.presence_changed()
 
 
-def _json(presence: Presence) -> dict[str, Any]:
+def _json(presence: Presence, skew: float | None) -> dict[str, Any]:
     return presence.model_dump(mode="json", exclude={"owners"}) | {
-        "owners": [owner.model_dump(mode="json", exclude_none=True) for owner in presence.owners]
+        "skew_seconds": None if skew is None or presence.state == "offline" else round(skew, 3),
+        "owners": [owner.model_dump(mode="json", exclude_none=True) for owner in presence.owners],
     }
 
 
-def _print_table(presences: list[Presence]) -> None:
+def _print_table(presences: list[Presence], clocks: Mapping[tuple[str, str], float]) -> None:
     from agent.cli.view import console_for_results
+    from agent.contract.messages import CLOCK_TOLERANCE_SECONDS
 
     console = console_for_results()
     if not presences:
         text = "no agents: nobody's presence is on this broker, or nobody's is meant (start one with `podhook agent`)"
         console.print(text, highlight=False, soft_wrap=True)
         return
-    console.print(table_of(presences))
+    console.print(table_of(presences, clocks))
     for presence in presences:
-        for problem in presence.problems:
+        skew = clocks.get((presence.namespace, presence.pod), 0)
+        far = [CLOCK_SENTENCE.format(skew=skew)] if abs(skew) > CLOCK_TOLERANCE_SECONDS else []
+        for problem in (*presence.problems, *far):
             sentence = f"{presence.namespace}/{presence.pod}: {problem}"
             console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
-def table_of(presences: list[Presence]) -> Table:
-    """Agents as a table for people."""
+def table_of(presences: list[Presence], clocks: Mapping[tuple[str, str], float]) -> Table:
+    """Agents as a table for people; `clocks` is how many seconds each is ahead of us, where that is known."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("NAMESPACE", "POD", "STATE", "CONTAINERS", "LABELS", "VERSION", "PROBLEMS"):
+    for column in ("NAMESPACE", "POD", "STATE", "CONTAINERS", "LABELS", "VERSION", "SKEW", "PROBLEMS"):
         table.add_column(column, overflow="fold")
     for presence in presences:
+        skew = clocks.get((presence.namespace, presence.pod))
         labels = ",".join(f"{key}={value}" for key, value in sorted(presence.labels.items()))
         table.add_row(
             Text(presence.namespace),
@@ -124,6 +152,7 @@ def table_of(presences: list[Presence]) -> Table:
             Text(",".join(presence.containers)),
             Text(labels),
             Text(presence.version),
+            Text(f"{skew:+.1f}s" if skew is not None and presence.state == "online" else ""),
             Text(str(len(presence.problems)) if presence.problems else ""),
         )
     return table

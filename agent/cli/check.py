@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agent.cli.exits import errors_as_exits
+from agent.cli import options
+from agent.cli.exits import Exit, errors_as_exits
+
+if TYPE_CHECKING:
+    from agent.bus.broker import Broker
 
 
 def read_file(path: Path) -> bytes:
@@ -32,30 +37,71 @@ def name_of(file: Path) -> str:
 
 def command(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="YAML of one or more HookTemplates; - for standard input.")
-    ],
+        Path | None, typer.Argument(metavar="FILE", help="YAML of one or more HookTemplates; - for standard input.")
+    ] = None,
+    broker: Annotated[
+        str | None,
+        typer.Option("--broker", metavar="URL", help="Connect to this broker as an agent does, and say what it lacks."),
+    ] = None,
+    broker_user_file: options.UserFile = None,
+    broker_password_file: options.PasswordFile = None,
+    broker_ca_file: options.CaFile = None,
+    broker_cert_file: options.CertFile = None,
+    broker_key_file: options.KeyFile = None,
 ) -> None:
-    """Validate a file of hooks and explain every problem at once. Needs no broker.
+    """Validate a file of hooks and explain every problem at once; with --broker, see whether a broker is up to it.
 
-    Exit codes: 0 the file is valid, 2 usage or invalid file.
+    A file needs no broker. Of a broker it says which protocol it speaks, and each limit that breaks a promise: no
+    QoS 1, no retained messages, sessions kept too short, small packets, few messages at once, a client id of its own.
+    That is what the broker says when it lets a client in; access rules for topics are not tried.
+
+    Exit codes: 0 the file is valid and the broker keeps every promise, 1 the broker does not, 2 usage or invalid file,
+    4 broker unreachable or refused us.
     """
     with errors_as_exits():
-        from agent.contract.templates import load_hooks
+        if file is None and broker is None:
+            raise typer.BadParameter("give a FILE of hooks, or --broker URL, or both")
+        if file is not None:
+            _check_file(file)
+        if broker is not None:
+            address = options.broker_from(
+                broker, broker_user_file, broker_password_file, broker_ca_file, broker_cert_file, broker_key_file
+            )
+            raise typer.Exit(asyncio.run(_check_broker(address)))
 
-        for hook in load_hooks(read_file(file), name=name_of(file)):
-            executor = hook.spec.executor
-            kind = hook.spec.action.kind if hook.spec.action else "no action"
-            if executor is None:
-                who = "no executor"
-            elif executor.pod is not None:
-                who = f"{executor.pod.strategy} of pods with {executor.pod.selector}"
-            else:
-                who = f"{executor.type} executor"
-            print(f"{hook.name}: {kind}, {who}: valid")
-            for param in hook.spec.params:
-                need = "required" if param.required else f"default {param.default!r}"
-                print(f"  param {param.name}: {need}{f' - {param.usage}' if param.usage else ''}")
-            if (missing := hook.missing()) is not None:
-                print(f"  to run it, one thing is missing: {missing}")
-            if executor is not None and executor.type != "Pod":
-                print(f"  it cannot be run yet: the {executor.type} executor comes with the Kubernetes coordinator")
+
+def _check_file(file: Path) -> None:
+    from agent.contract.templates import load_hooks
+
+    for hook in load_hooks(read_file(file), name=name_of(file)):
+        executor = hook.spec.executor
+        kind = hook.spec.action.kind if hook.spec.action else "no action"
+        if executor is None:
+            who = "no executor"
+        elif executor.pod is not None:
+            who = f"{executor.pod.strategy} of pods with {executor.pod.selector}"
+        else:
+            who = f"{executor.type} executor"
+        print(f"{hook.name}: {kind}, {who}: valid")
+        for param in hook.spec.params:
+            need = "required" if param.required else f"default {param.default!r}"
+            print(f"  param {param.name}: {need}{f' - {param.usage}' if param.usage else ''}")
+        if (missing := hook.missing()) is not None:
+            print(f"  to run it, one thing is missing: {missing}")
+        if executor is not None and executor.type != "Pod":
+            print(f"  it cannot be run yet: the {executor.type} executor comes with the Kubernetes coordinator")
+
+
+async def _check_broker(broker: Broker) -> Exit:
+    """Connect twice: as an agent, with a session that outlives the connection, and again to take that session back."""
+    from agent.bus.inspection import inspect
+
+    limits = await inspect(broker)
+    print(f"{broker.url}: MQTT {limits.protocol}")
+    for note in limits.notes:
+        print(f"  note: {note}")
+    for warning in limits.warnings:
+        print(f"  warning: {warning}")
+    if not limits.warnings:
+        print("  keeps every promise that it can tell of")
+    return Exit.FAILED if limits.warnings else Exit.SUCCEEDED

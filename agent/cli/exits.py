@@ -21,6 +21,7 @@ class Exit(IntEnum):
     USAGE = 2
     NO_TARGETS = 3
     BROKER = 4
+    RUNNING = 5
     INTERRUPTED = 130
 
 

@@ -12,7 +12,10 @@ from typer.core import TyperGroup
 COMMANDS = {
     "run": "Run the hooks of a file and gather one verdict each.",
     "agents": "Show which agents are there.",
-    "check": "Validate a file of hooks; explains every problem.",
+    "runs": "Show the latest runs that the agents know.",
+    "query": "Ask the agents what became of a run, whoever began it.",
+    "cancel": "Cancel a run, whoever began it.",
+    "check": "Validate a file of hooks, or a broker; explains every problem.",
     "agent": "Be an agent: the sidecar beside a database.",
     "demo": "See it work: a broker, five agents and a file of hooks, on this machine.",
 }
@@ -60,7 +63,7 @@ def _podhook(
     """Backup hooks beside every database: agents run them in their own pods, triggered over MQTT.
 
     Exit codes: 0 succeeded, 1 a hook failed, 2 usage or invalid file, 3 no targets or missing agents (nothing was
-    triggered), 4 broker unreachable or refused us, 130 interrupted.
+    triggered), 4 broker unreachable or refused us, 5 still running, 130 interrupted.
     """
 
 

@@ -79,6 +79,13 @@ Namespaces = Annotated[
         "--namespace", "-n", metavar="NAME", help="Namespace of the pods; may be given again. [default: default]"
     ),
 ]
+OnlyNamespaces = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--namespace", "-n", metavar="NAME", help="Only agents of this one; may be given again. [default: all]"
+    ),
+]
+RunId = Annotated[str, typer.Argument(metavar="RUN_ID", help="The run, as `podhook run` and `podhook runs` name it.")]
 AllNamespaces = Annotated[bool, typer.Option("--all-namespaces", "-A", help="Pods of every namespace.")]
 OutputFormat = Annotated[
     Format, typer.Option("--output", "-o", metavar="table|json", help="table for people, json for scripts.")

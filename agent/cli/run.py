@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -35,9 +35,18 @@ class Strategy(StrEnum):
 
 
 def command(
+    context: typer.Context,
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="YAML of one or more HookTemplates; - for standard input.")
-    ],
+        Path | None, typer.Argument(metavar="FILE", help="YAML of one or more HookTemplates; - for standard input.")
+    ] = None,
+    run_id: Annotated[
+        str | None,
+        typer.Option(
+            "--run-id",
+            metavar="ID",
+            help="Gather a run that was begun before, by whomever, to its end. Nothing is triggered; FILE is not read.",
+        ),
+    ] = None,
     namespace: options.Namespaces = None,
     all_namespaces: options.AllNamespaces = False,
     timeout: Annotated[
@@ -96,10 +105,30 @@ def command(
     happens meanwhile to standard error. JSON is one object a line and hook. Ctrl-C cancels what was started and says
     what state each pod is in; a second one waits no longer for that.
 
+    Each run has an id, said when it begins. If this command dies, the agents go on: --run-id ID gathers what came of
+    it, and Ctrl-C then cancels it; `podhook query ID` only asks. Whoever began it may live and retry, so after a
+    failure it waits half a minute more. Then 1 also means that not all targets told, and 3 that no agent knows it.
+
     Exit codes: 0 succeeded, 1 a hook failed, 2 usage or invalid file, 3 no targets or missing agents (nothing was
     triggered), 4 broker unreachable or refused us, 130 interrupted.
     """
     with errors_as_exits():
+        address = options.broker_from(
+            broker, broker_user_file, broker_password_file, broker_ca_file, broker_cert_file, broker_key_file
+        )
+        if run_id is not None:
+            from agent.contract.messages import check_run_id
+
+            if file is not None:
+                tell(f"--run-id gathers a run that was begun before: {file} is not read, and nothing is triggered")
+            _refuse_other_options(context)
+            check_run_id(run_id)
+            namespaces = None if all_namespaces else options.namespaces_from(namespace, every=not namespace)
+            logs_for_people()
+            gathered = asyncio.run(resume(address, topic_root, run_id, namespaces, output=output))
+            raise typer.Exit(exit_code(gathered))
+        if file is None:
+            raise typer.BadParameter("give a FILE of hooks, or --run-id to gather a run that was begun before")
         from agent.contract.durations import parse_duration
         from agent.contract.errors import BadInput, InvalidHook, Problem
         from agent.coordinator import HookCall, load_hooks
@@ -110,9 +139,6 @@ def command(
             except BadInput as error:
                 raise BadInput(f"{flag} {error}") from error
 
-        address = options.broker_from(
-            broker, broker_user_file, broker_password_file, broker_ca_file, broker_cert_file, broker_key_file
-        )
         calls = [
             HookCall(
                 hook,
@@ -171,27 +197,8 @@ async def execute(
     from agent.coordinator import Coordinator, Verdict
 
     runs: list[RunResult] = []
-    stops = 0
     async with Coordinator(broker, topic_root=topic_root) as coordinator:
-        loop = asyncio.get_running_loop()
-
-        def interrupt() -> None:
-            nonlocal stops
-            stops += 1
-            text = (
-                "stopping what was started; each pod has 10 s to say how it ended (again: do not wait)"
-                if stops == 1
-                else "waiting no longer"
-            )
-            coordinator.cancel() if stops == 1 else coordinator.cancel(within_seconds=0)
-            tell(text)
-
-        stopping = [
-            number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN
-        ]  # nohup stays nohup
-        for number in stopping:
-            loop.add_signal_handler(number, interrupt)
-        try:
+        with _stopped_by_signals(coordinator) as stops:
             for call in calls:
                 if before is not None:
                     before(call)
@@ -199,14 +206,63 @@ async def execute(
                 runs.append(run)
                 if stops or (run.verdict is not Verdict.SUCCEEDED and not keep_going):
                     break
-        finally:
-            for number in stopping:
-                loop.remove_signal_handler(number)
     left = len(calls) - len(runs)
     if left and not quiet:
         hint = "" if stops else "; --keep-going runs them all the same"
         tell(f"{left} more hook{'s' * (left > 1)} not run{hint}")
-    return Executed(tuple(runs), stops > 0)
+    return Executed(tuple(runs), bool(stops))
+
+
+#: What says something to a run that is only gathered.
+_WITH_RUN_ID = {"file", "run_id", "namespace", "all_namespaces", "output", "broker", "topic_root"}
+
+
+def _refuse_other_options(context: typer.Context) -> None:
+    for name in context.params:
+        given = context.get_parameter_source(name)
+        if name not in _WITH_RUN_ID and "broker" not in name and given is not None and given.name == "COMMANDLINE":
+            flag = f"--{name.replace('_', '-')}"
+            raise typer.BadParameter(f"{flag} has no meaning with --run-id: nothing is triggered, only gathered")
+
+
+async def resume(
+    broker: Broker, topic_root: str, run_id: str, namespaces: frozenset[str] | None, *, output: options.Format
+) -> Executed:
+    """Gather a run that was begun before, and show what came of it. Raises LinkDown, BrokerRefused, BadInput."""
+    from agent.cli.view import RunView
+    from agent.coordinator import Coordinator
+
+    async with Coordinator(broker, topic_root=topic_root) as coordinator:
+        with _stopped_by_signals(coordinator) as stops:
+            with RunView("resumed") as view:
+                run = await coordinator.resume(run_id, namespaces=namespaces, on_event=view)
+            _show(run, output)
+    return Executed((run,), bool(stops))
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(coordinator: Coordinator) -> Iterator[list[int]]:
+    """Signals cancel what runs; the second waits no longer. Yields the signals that came so far."""
+    loop = asyncio.get_running_loop()
+    came: list[int] = []
+
+    def interrupt(number: int) -> None:
+        came.append(number)
+        if len(came) == 1:
+            coordinator.cancel()
+            tell("stopping what was started; each pod has 10 s to say how it ended (again: do not wait)")
+        else:
+            coordinator.cancel(within_seconds=0)
+            tell("waiting no longer")
+
+    stopping = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]  # nohup stays nohup
+    for number in stopping:
+        loop.add_signal_handler(number, interrupt, number)
+    try:
+        yield came
+    finally:
+        for number in stopping:
+            loop.remove_signal_handler(number)
 
 
 def exit_code(executed: Executed) -> Exit:
@@ -218,26 +274,34 @@ def exit_code(executed: Executed) -> Exit:
         return Exit.INTERRUPTED
     if Verdict.FAILED in verdicts:
         return Exit.FAILED
-    return Exit.NO_TARGETS if Verdict.NOT_STARTED in verdicts else Exit.SUCCEEDED
+    if not verdicts or all(verdict is Verdict.SUCCEEDED for verdict in verdicts):
+        return Exit.SUCCEEDED
+    nothing_ran = {Verdict.SUCCEEDED, Verdict.NOT_STARTED, Verdict.NOT_FOUND}
+    return Exit.NO_TARGETS if nothing_ran.issuperset(verdicts) else Exit.FAILED
 
 
 async def _one(coordinator: Coordinator, call: HookCall, output: options.Format, *, quiet: bool) -> RunResult:
-    from agent.cli.view import RunView, print_result
+    from agent.cli.view import RunView
 
     if quiet:
         run = await coordinator.run(call)
     else:
         with RunView(call.hook.name) as view:
             run = await coordinator.run(call, on_event=view)
-    try:
+    _show(run, output)
+    return run
+
+
+def _show(run: RunResult, output: options.Format) -> None:
+    from agent.cli.view import print_result, show
+
+    def write() -> None:
         if output is options.Format.JSON:
             print(json.dumps(run.to_json()), flush=True)
         else:
             print_result(run)
-    except (OSError, SystemExit, ValueError):  # nobody reads any more: that must not decide which hooks still run
-        tell("the results can no longer be written to standard output; the hooks go on")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python's last flush must not fail either
-    return run
+
+    show(write)
 
 
 def _params(given: list[str]) -> dict[str, str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Self
 
 from rich import box
@@ -14,10 +15,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from agent.cli.exits import tell
 from agent.contract.durations import format_duration
 from agent.contract.messages import Result
 from agent.contract.states import Outcome
-from agent.coordinator import RunEvent, RunResult, Target
+from agent.coordinator import Picture, RunEvent, RunResult, Target
 
 _STYLES = {
     Outcome.SUCCEEDED: "green",
@@ -32,6 +34,8 @@ _STYLES = {
 WIDTH_WITHOUT_TERMINAL = 200
 #: More rows than this are counted, not drawn.
 MAX_LIVE_ROWS = 30
+#: So many reasons of agents that could not be heard are told in words.
+MAX_REASONS = 8
 
 
 class RunView:
@@ -39,6 +43,7 @@ class RunView:
 
     def __init__(self, hook: str) -> None:
         self._hook = hook
+        self._run_id = ""
         self._console = Console(stderr=True)
         self._rows: dict[Target, tuple[str, str]] = {}
         self._begun = time.monotonic()
@@ -56,6 +61,7 @@ class RunView:
 
     def __call__(self, event: RunEvent) -> None:
         """Take an event in."""
+        self._run_id = event.run_id
         for target in event.targets:
             self._rows[target] = ("waiting", "")
         if event.target is not None:
@@ -82,8 +88,8 @@ class RunView:
         if event.target is not None:
             words.append(str(event.target))
         words.append(what)
-        if event.targets:
-            words.append(f"{len(event.targets)} pod{'s' * (len(event.targets) != 1)}")
+        if event.kind == "selected":
+            words.append(f"{len(event.targets)} pod{'s' * (len(event.targets) != 1)} (run {event.run_id})")
         if event.attempt > 1:
             words.append(f"(attempt {event.attempt})")
         if event.text:
@@ -93,7 +99,9 @@ class RunView:
 
     def _table(self) -> Table:
         table = Table(
-            title=f"{self._hook}  {time.monotonic() - self._begun:.1f}s", box=box.SIMPLE, title_justify="left"
+            title=f"{self._hook}  {time.monotonic() - self._begun:.1f}s  run {self._run_id}",
+            box=box.SIMPLE,
+            title_justify="left",
         )
         for column in ("POD", "STATE", ""):
             table.add_column(column, overflow="ellipsis", no_wrap=True)
@@ -115,22 +123,83 @@ def print_result(run: RunResult) -> None:
     """One hook's results as a table, and its verdict in a sentence, on standard output."""
     console = console_for_results()
     if run.targets:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("POD", overflow="fold")
-        table.add_column("OUTCOME", no_wrap=True)
-        table.add_column("TIME", justify="right", no_wrap=True)
-        table.add_column("DETAIL", overflow="fold")
+        table = _targets_table("OUTCOME")
         for each in run.targets:
-            table.add_row(
-                Text(str(each.target)),
-                _state(str(each.result.outcome)),
-                format_duration(each.result.duration_seconds) if each.result.started_at else "-",
-                Text(detail_of(each.result, each.attempt)),
-            )
+            table.add_row(*_cells(each.target, str(each.result.outcome), each.attempt, each.result))
         console.print(table)
     for note in run.notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     console.print(Text.assemble(f"{run.hook}: ", _state(str(run.verdict)), f" - {_sentence(run)}"), soft_wrap=True)
+
+
+def print_picture(picture: Picture) -> None:
+    """What the agents know of a run: a table, who could not be heard, and what it amounts to, on standard output."""
+    console = console_for_results()
+    if picture.known:
+        table = _targets_table("STATE")
+        for each in picture.known:
+            result = each.result.result if each.result else None
+            table.add_row(*_cells(each.target, str(each.counts.state), each.counts.attempt, result))
+        console.print(table)
+    unheard: dict[str, list[Target]] = {"did not answer": list(picture.silent), "offline": list(picture.offline)}
+    for target, why in picture.blind:
+        reason = f"cannot tell ({why})" if len(unheard) < MAX_REASONS else "cannot tell either"
+        unheard.setdefault(reason, []).append(target)
+    for what, who in unheard.items():
+        if who:
+            names = ", ".join(map(str, who[:MAX_LIVE_ROWS])) + (", ..." if len(who) > MAX_LIVE_ROWS else "")
+            console.print(f"{what}: {names}", markup=False, highlight=False, soft_wrap=True)
+    hook = f"{picture.hook or 'run'}: "
+    console.print(Text.assemble(hook, _state(str(picture.verdict)), f" - {_told(picture)}"), soft_wrap=True)
+
+
+def _told(picture: Picture) -> str:
+    if picture.aims is None:
+        return f"no agent that answered knows run {picture.run_id}"
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(picture.states.items()))
+    of = f"{counts} of {picture.aims.count} targets"
+    if picture.aims.strategy == "ExecuteOnOne":
+        of = f"{counts} (on one of {picture.aims.count} pods)"
+    return f"{of} (run {picture.run_id})"
+
+
+def runs_table(pictures: Iterable[Picture]) -> Table:
+    """Runs, one a line."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("RUN", "HOOK", "STARTED", "PODS", "VERDICT", "STATES"):
+        table.add_column(column, overflow="fold", no_wrap=column == "RUN")
+    for each in pictures:
+        begun = each.issued_at.astimezone().strftime("%Y-%m-%d %H:%M:%S") if each.issued_at else "-"
+        count = each.aims.count if each.aims else "?"
+        states = ", ".join(f"{number} {state}" for state, number in sorted(each.states.items()))
+        pods = f"{len(each.known)}/{count}"
+        table.add_row(each.run_id, Text(each.hook), begun, pods, _state(str(each.verdict)), states)
+    return table
+
+
+def _targets_table(what: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("POD", overflow="fold")
+    table.add_column(what, no_wrap=True)
+    table.add_column("TIME", justify="right", no_wrap=True)
+    table.add_column("DETAIL", overflow="fold")
+    return table
+
+
+def _cells(target: Target, state: str, attempt: int, result: Result | None) -> tuple[Text, Text, str, Text]:
+    if result is None:
+        return Text(str(target)), _state(state), "-", Text(f"attempt {attempt}")
+    time_taken = format_duration(result.duration_seconds) if result.started_at else "-"
+    return Text(str(target)), _state(state), time_taken, Text(detail_of(result, attempt))
+
+
+def show(print_it: Callable[[], None]) -> None:
+    """Write a result to standard output; if nobody reads any more, that must not decide anything else."""
+    try:
+        print_it()
+    except (OSError, SystemExit, ValueError):
+        tell("the results can no longer be written to standard output")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python's last flush must not fail either
 
 
 def detail_of(result: Result, attempt: int = 1) -> str:
@@ -170,7 +239,7 @@ def _state(state: str) -> Text:
     try:
         return Text(state, style=_STYLES[Outcome(state)])
     except ValueError:
-        return Text(state, style="yellow" if state in ("cancelled", "not_started") else "")
+        return Text(state, style="yellow" if state in ("cancelled", "not_started", "incomplete", "not_found") else "")
 
 
 def _short(text: str, limit: int = 160) -> str:

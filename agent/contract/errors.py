@@ -8,9 +8,10 @@
     |   |-- UnknownType       a message type or major version that this podhook does not speak
     |   |-- InvalidHook       a HookTemplate with problems; carries all of them
     |   `-- InvalidSettings   a flag or a PODHOOK_* variable that cannot be used
-    |-- Refusal               an agent says no before anything ran; `temporary` says whether to try again
+    |-- Refusal               an agent says no before anything ran; TEMPORARY has the codes that pass
     |-- IllegalMove           a bug: a state that cannot follow the present one
     |-- JournalUnavailable    the disk's fault; goes away when it has room and works again
+    |   |-- JournalFull       at its bound of rows or bytes; goes away as old outcomes are forgotten
     |   |-- JournalLocked     another agent of the same pod lives; goes away with it
     |   `-- JournalNewer      written by a newer podhook; goes away with an upgrade
     |-- ClusterUnavailable    the API server's side, or what it lets us ask; trying again makes sense
@@ -44,6 +45,7 @@ class ErrorCode(StrEnum):
     BUSY = "busy"
     STOPPING = "stopping"
     JOURNAL_UNAVAILABLE = "journal_unavailable"
+    JOURNAL_FULL = "journal_full"
     UNKNOWN_CONTAINER = "unknown_container"
     CONTAINER_NOT_ENTERABLE = "container_not_enterable"
     UNKNOWN_PORT = "unknown_port"
@@ -83,7 +85,6 @@ class ErrorCode(StrEnum):
     # said by the coordinator: unreachable, lost
     NEVER_PUBLISHED = "never_published"
     NEVER_SEEN = "never_seen"
-    OFFLINE = "offline"
     STOPPED_AFTER_ERRORS = "stopped_after_errors"
     SILENT = "silent"
 
@@ -94,7 +95,7 @@ TEMPORARY = frozenset(
         ErrorCode.BUSY,
         ErrorCode.STOPPING,
         ErrorCode.JOURNAL_UNAVAILABLE,
-        ErrorCode.BEFORE_JOURNAL,
+        ErrorCode.JOURNAL_FULL,
         ErrorCode.AGENT_RESTARTED_BEFORE_START,
     }
 )
@@ -147,11 +148,6 @@ class Refusal(PodhookError):
         self.code = code
         self.message = message
 
-    @property
-    def temporary(self) -> bool:
-        """Whether the same trigger may be accepted later without anybody changing anything."""
-        return self.code in TEMPORARY
-
 
 class IllegalMove(PodhookError):
     """A move that the state table does not have. Nothing was changed."""
@@ -159,6 +155,10 @@ class IllegalMove(PodhookError):
 
 class JournalUnavailable(PodhookError):
     """The journal cannot record now (disk full, read-only, broken); nothing may run meanwhile."""
+
+
+class JournalFull(JournalUnavailable):
+    """The journal is at a bound of its own. What it has can be read and finished; nothing new fits."""
 
 
 class JournalLocked(JournalUnavailable):

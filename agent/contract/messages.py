@@ -35,6 +35,8 @@ MAX_OUTCOME_BYTES = 120 * 1024
 #: Kept of each output stream: the first 8 KiB and the last 24 (SEMANTICS: exec).
 DEFAULT_OUTPUT_LIMIT_BYTES = 32 * 1024
 MAX_ATTEMPTS = 1000
+#: Attempts in one list of the latest ones; about what fits into a message.
+MAX_LISTED = 250
 #: At the ends of its range a datetime overflows when a tolerance is added or its offset is taken off.
 _FIRST_YEAR, _LAST_YEAR = 1970, 9000
 
@@ -45,6 +47,13 @@ def _uuid(value: str) -> str:
     if not _UUID.fullmatch(value):
         raise ValueError(f"{value[:60]!r} is not a UUID in lower case")
     return value
+
+
+def check_run_id(text: str) -> str:
+    """A run's id, as somebody typed it. Raises BadInput for what is none."""
+    if not _UUID.fullmatch(text):
+        raise BadInput(f"run id {text[:60]!r} is not a UUID in lower case; `podhook runs` lists the latest")
+    return text
 
 
 def _level(value: str) -> str:
@@ -95,17 +104,25 @@ class OfAttempt(Message):
 
 
 class Targets(Message):
-    """How many targets a run has and a hash of who they are, so that a run cannot shrink unnoticed."""
+    """How many targets a run has and a hash of who they are, so that a run cannot shrink unnoticed.
+
+    `strategy` says how many of them must have run it: whoever asks the agents later needs that for a verdict.
+    """
 
     count: Annotated[int, Field(ge=1, le=100_000)]
     hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    strategy: Literal["ExecuteOnOne", "ExecuteOnAll"] = "ExecuteOnAll"
 
     @classmethod
-    def of(cls, targets: Iterable[tuple[str, str, str]]) -> Self:
+    def of(
+        cls,
+        targets: Iterable[tuple[str, str, str]],
+        strategy: Literal["ExecuteOnOne", "ExecuteOnAll"] = "ExecuteOnAll",
+    ) -> Self:
         """Make it from (namespace, pod, pod uid) triples, in any order."""
         lines = sorted("/".join(target) for target in targets)
         digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-        return cls(count=len(lines), hash=f"sha256:{digest}")
+        return cls(count=len(lines), hash=f"sha256:{digest}", strategy=strategy)
 
 
 class Capture(Message):
@@ -193,6 +210,8 @@ class Release(OfAttempt):
 class Query(Message):
     """What do you know of this run (or of this attempt)? Answered by a report on the query's own run topic.
 
+    Without a run: what were your latest attempts? At most `limit` of them are told, newest first.
+
     `settle` asks for an answer that stays true: an attempt that was never seen gets a tombstone first. It
     needs the attempt's pod uid, issued_at and deadline, because only they tell the agent whether its memory
     reaches that far.
@@ -202,8 +221,9 @@ class Query(Message):
 
     query_id: Uuid
     coordinator: Level
-    run_id: Uuid
+    run_id: Uuid | None = None
     attempt: Attempt | None = None
+    limit: Annotated[int, Field(ge=1, le=MAX_LISTED)] = MAX_LISTED
     settle: bool = False
     pod_uid: PodUid | None = None
     issued_at: Instant | None = None
@@ -211,8 +231,8 @@ class Query(Message):
 
     @model_validator(mode="after")
     def _settles_one(self) -> Self:
-        if self.settle and None in (self.attempt, self.pod_uid, self.issued_at, self.deadline):
-            raise ValueError("a query that settles names attempt, pod_uid, issued_at and deadline")
+        if self.settle and None in (self.run_id, self.attempt, self.pod_uid, self.issued_at, self.deadline):
+            raise ValueError("a query that settles names run_id, attempt, pod_uid, issued_at and deadline")
         return self
 
 
@@ -294,6 +314,11 @@ class Result(Message):
     error: ErrorDetail | None = None
     notes: list[Annotated[str, Field(max_length=2048)]] = []
 
+    @classmethod
+    def of(cls, outcome: Result) -> Result:
+        """The result in an outcome, apart from who it was."""
+        return Result.model_validate({name: getattr(outcome, name) for name in Result.model_fields})
+
 
 class OutcomeMessage(Result, Reply):
     """How an attempt ended. Published again until the broker has it."""
@@ -310,12 +335,21 @@ class GuardMessage(Reply):
 
 
 class AttemptReport(Message):
-    """One attempt as the journal has it; `outcome` once it has ended. `targets` is what its trigger said."""
+    """One attempt as the journal has it; `outcome` once it has ended. `targets` is what its trigger said.
 
+    In a list of the latest attempts there is no outcome, and `run_id` says which run it was of. `issued_at` and
+    `deadline` are the trigger's, `changed_at` is when it came into its state, by the agent's clock.
+    """
+
+    run_id: Uuid | None = None
     attempt: Attempt
     state: AttemptState
     trigger_hash: str
+    name: str = ""
     targets: Targets | None = None
+    issued_at: Instant | None = None
+    deadline: Instant | None = None
+    changed_at: Instant | None = None
     outcome: OutcomeMessage | None = None
 
 
@@ -324,13 +358,13 @@ class Report(Message):
 
     `tombstoned`, after a query that settles: the attempt never started here and can never start any more.
     `cannot_tell` says why an empty list proves nothing: another pod's uid, a journal that does not reach that
-    far.
+    far. `clock` is the agent's wall clock when it answered.
     """
 
     TYPE: ClassVar[str] = "dev.podhook.report.v1"
 
     query_id: Uuid
-    run_id: Uuid
+    run_id: Uuid | None = None
     namespace: KubernetesName
     pod: KubernetesName
     pod_uid: PodUid
@@ -338,6 +372,7 @@ class Report(Message):
     attempts: list[AttemptReport]
     tombstoned: bool = False
     cannot_tell: Annotated[str, Field(max_length=1024)] | None = None
+    clock: Instant | None = None
 
 
 class Owner(Message):

@@ -16,6 +16,7 @@ from agent.contract.states import Outcome
 from agent.contract.templates import Hook, load_hooks
 from agent.coordinator.calls import HookCall
 from agent.coordinator.client import Coordinator
+from agent.coordinator.picture import Known, Picture
 from agent.coordinator.results import RunEvent, RunResult, TargetResult
 from agent.coordinator.targets import Target
 from agent.coordinator.verdict import Verdict
@@ -26,8 +27,10 @@ __all__ = [
     "Hook",
     "HookCall",
     "InvalidHook",
+    "Known",
     "LinkDown",
     "Outcome",
+    "Picture",
     "RunEvent",
     "RunResult",
     "Target",

@@ -16,10 +16,11 @@ from agent.contract.messages import (
     MAX_COMMAND_BYTES,
     MAX_START_WINDOW_SECONDS,
     MAX_TIMEOUT_SECONDS,
+    ErrorDetail,
 )
 from agent.contract.rendering import RenderError, expand
 from agent.contract.templates import Executor, Hook, HookSpec, PodExecutor, rendered_fields, used_placeholders
-from agent.coordinator.targets import executor_of
+from agent.coordinator.targets import Selection, executor_of
 
 #: A command is an action and this much at most: its envelope, names and times.
 ENVELOPE_BYTES = 8 * 1024
@@ -211,3 +212,33 @@ def _set(document: dict[str, Any], path: str, value: str) -> None:
         document[kind][field_name][int(index.rstrip("]"))] = value
     else:
         document[kind][field_name] = value
+
+
+def why_not(call: HookCall, executor: PodExecutor, selection: Selection) -> ErrorDetail | None:
+    """Why a run must not begin with this selection; None when it may."""
+    where = "any namespace" if call.namespaces is None else "namespace " + ", ".join(sorted(call.namespaces))
+    what = f"selector {executor.selector!r}" + (" and owner" if executor.owner else "")
+    if call.expect is not None and selection.found != call.expect:
+        code, text = (
+            "unexpected_count",
+            f"{what} in {where} found {selection.found} pods, expected {call.expect}; nothing was triggered",
+        )
+    elif selection.missing and not call.allow_missing:
+        names = ", ".join(map(str, selection.missing[:20]))
+        code = "missing_agents"
+        text = (
+            f"{len(selection.missing)} selected pods have no live agent: {names}; nothing was triggered. "
+            "Bring them back, or go on without them with --allow-missing"
+        )
+    elif selection.missing and not selection.targets and not call.allow_empty:
+        code = "missing_agents"
+        text = f"every one of the {len(selection.missing)} selected pods is without a live agent; nothing was triggered"
+    elif not selection.targets and not call.allow_empty and call.expect != 0:
+        code = "no_targets"
+        text = (
+            f"{what} in {where} matches no agent; nothing was triggered. See who is there with `podhook agents`, "
+            "or accept it with --allow-empty"
+        )
+    else:
+        return None
+    return ErrorDetail(code=code, message=text)

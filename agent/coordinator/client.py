@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Self
+from typing import Self, TypeVar
 
 import structlog
 import uuid_utils
@@ -16,45 +15,37 @@ from agent.bus.broker import Broker, parse_broker
 from agent.bus.link import Link
 from agent.bus.types import Connected, Delivery, Disconnected, LinkOptions
 from agent.contract.errors import BadInput
-from agent.contract.messages import ErrorDetail, Presence
+from agent.contract.messages import MAX_LISTED, AttemptReport, ErrorDetail, Presence, Query, check_run_id
 from agent.contract.templates import PodExecutor
 from agent.contract.topics import Topics
-from agent.coordinator.calls import HookCall
-from agent.coordinator.results import OnEvent, RunEvent, RunResult, TargetResult
+from agent.coordinator.calls import HookCall, why_not
+from agent.coordinator.inquiry import ask
+from agent.coordinator.picture import Picture, picture_of
+from agent.coordinator.results import OnEvent, RunEvent, RunResult, TargetResult, guarded, ignore
+from agent.coordinator.resume import Resumption
 from agent.coordinator.round import Round
-from agent.coordinator.targets import Selection, select
-from agent.coordinator.verdict import Verdict, verdict_on_all, verdict_on_one
+from agent.coordinator.targets import Selection, Target, select
+from agent.coordinator.verdict import Verdict, verdict_of
 from agent.coordinator.watch import CANCEL_SECONDS
 from agent.coordinator.wire import Wire
 
 log = structlog.get_logger("podhook.coordinator")
+T = TypeVar("T")
 
 #: Presence is complete when nothing retained came for this long; the broker says no end of it.
 QUIET_SECONDS = 0.4
+#: ... or this long once there are many: a broker under load pauses in the middle of thousands.
+MANY_PRESENCES, QUIET_AMONG_MANY_SECONDS = 200, 1.5
 #: ... and at the latest after this long.
-SETTLED_SECONDS = 5.0
+SETTLED_SECONDS, SETTLED_AMONG_MANY_SECONDS = 5.0, 15.0
 CONNECT_SECONDS = 5.0
+#: Who is asked for its clock, and is well, answers within this.
+CLOCK_SECONDS = 1.5
 
 
 def utc_now() -> datetime:
     """The wall clock."""
     return datetime.now(UTC)
-
-
-def _guarded(on_event: OnEvent) -> OnEvent:
-    """Who watches a run must not be able to stop it: what the callback raises is logged."""
-
-    def tell(event: RunEvent) -> None:
-        try:
-            on_event(event)
-        except Exception:
-            log.exception("event.callback_failed", run_id=event.run_id, kind=event.kind)
-
-    return tell
-
-
-def _ignore(_: RunEvent) -> None:
-    """Nobody watches."""
 
 
 class Coordinator:
@@ -98,10 +89,11 @@ class Coordinator:
         )
         self._link = Link(self._broker, options)
         self._wire = Wire(self._link, self._topics, self.id, now)
-        self._rounds: set[Round] = set()
+        self._alive: set[Round | Resumption] = set()
         self._reading: asyncio.Task[None] | None = None
         self._presence_changed = asyncio.Event()
-        self._wire.on_presence = self._presence_changed.set
+        self._wire.on_presence = self._note_presence
+        self._changes = self._told = 0  # of presence: how many there were, and as of which `agents` has told
         self._last_retained = 0.0
         self._cancels = 0
 
@@ -127,16 +119,22 @@ class Coordinator:
     async def agents(self) -> list[Presence]:
         """Everybody's presence, by namespace and name, once it is complete."""
         await self._settle(None)
+        self._told = self._changes
         return self._known()
 
     async def presence_changed(self) -> None:
-        """Wait until somebody's presence changes."""
-        self._presence_changed.clear()
-        await self._presence_changed.wait()
+        """Wait until somebody's presence is another than `agents` last told."""
+        while self._changes == self._told:
+            self._presence_changed.clear()
+            await self._presence_changed.wait()
+
+    def _note_presence(self) -> None:
+        self._changes += 1
+        self._presence_changed.set()
 
     # -- hooks
 
-    async def run(self, call: HookCall, *, run_id: str | None = None, on_event: OnEvent = _ignore) -> RunResult:
+    async def run(self, call: HookCall, *, run_id: str | None = None, on_event: OnEvent = ignore) -> RunResult:
         """Run a hook on the pods that it selects, and come back with its verdict.
 
         Cancelling the task that awaits this cancels the run: what was started is stopped, and up to ten seconds are
@@ -170,7 +168,7 @@ class Coordinator:
                 Verdict.CANCELLED,
                 error=ErrorDetail(code="cancelled", message="cancelled before anything was triggered; nothing ran"),
             )
-        error = _why_not(call, executor, selection)
+        error = why_not(call, executor, selection)
         if error is not None:
             return result(Verdict.NOT_STARTED, error=error)
         if selection.missing:
@@ -179,7 +177,7 @@ class Coordinator:
         if not selection.targets:
             notes.append("no pod was selected, and that was allowed")
             return result(Verdict.SUCCEEDED)
-        tell = _guarded(on_event)
+        tell = guarded(on_event)
         tell(RunEvent("selected", run_id, targets=selection.targets))
         a_round = Round(
             run_id=run_id,
@@ -194,9 +192,8 @@ class Coordinator:
         )
         results = await self._drive(a_round)
         outcomes = [each.result.outcome for each in results]
-        if executor.strategy == "ExecuteOnOne":
-            return result(verdict_on_one(outcomes, cancelled=a_round.cancelled), results)
-        return result(verdict_on_all(outcomes, len(selection.targets), cancelled=a_round.cancelled), results)
+        count, cancelled = len(selection.targets), a_round.cancelled
+        return result(verdict_of(executor.strategy, outcomes, count, cancelled=cancelled), results)
 
     def cancel(self, *, within_seconds: float = CANCEL_SECONDS) -> None:
         """Cancel every run of this coordinator; their `run` comes back soon with what is known.
@@ -207,34 +204,141 @@ class Coordinator:
         """
         self._cancels += 1
         self._presence_changed.set()  # a run that still waits to know its targets ends here, too
-        for each in self._rounds:
+        for each in self._alive:
             each.cancel(within_seconds)
 
+    # -- runs that are asked about later, by whoever
+
+    async def query(self, run_id: str, *, namespaces: frozenset[str] | None = None) -> Picture:
+        """What the agents' journals say of a run, be it this coordinator's, another's, or that of one that died.
+
+        Args:
+            run_id: the run.
+            namespaces: whose agents to ask; None for all.
+
+        Raises:
+            BadInput: `run_id` is no UUID.
+            LinkDown: the broker went away meanwhile.
+        """
+        return await (await self._resumption(run_id, namespaces, ignore)).look()
+
+    async def runs(self, *, limit: int = MAX_LISTED, namespaces: frozenset[str] | None = None) -> list[Picture]:
+        """The latest runs that the agents know, newest first.
+
+        Each agent tells its latest `limit` attempts, 250 at most, and so an older run may be told in part.
+
+        Raises:
+            LinkDown: the broker went away meanwhile.
+        """
+
+        def question(query_id: str, _: Target) -> Query:
+            return Query(query_id=query_id, coordinator=self.id, limit=min(limit, MAX_LISTED))
+
+        await self._settle(None)
+        online, offline = self._present(namespaces)
+        answers = await ask(self._wire, online, question, run_id=None, now=self._now)
+        attempts: dict[str, dict[Target, list[AttemptReport]]] = {}
+        for target, answer in answers.items():
+            for each in answer.report.attempts:
+                if each.run_id is not None:
+                    attempts.setdefault(each.run_id, {}).setdefault(target, []).append(each)
+        found = [
+            picture_of(run_id, of, silent=set(online) - set(answers), offline=offline)
+            for run_id, of in attempts.items()
+        ]
+        return sorted(found, key=lambda each: (each.issued_at is not None, each.issued_at, each.run_id), reverse=True)
+
+    async def resume(
+        self,
+        run_id: str,
+        *,
+        cancel: bool = False,
+        namespaces: frozenset[str] | None = None,
+        on_event: OnEvent = ignore,
+    ) -> RunResult:
+        """Gather a run that was triggered before, to its end. Never triggers anything.
+
+        Cancelling the task that awaits this, or `cancel`, cancels the run: what runs is stopped, and no further attempt
+        of it starts on any agent that is online.
+
+        Args:
+            run_id: the run.
+            cancel: cancel it at once.
+            namespaces: whose agents are asked; None for all.
+            on_event: as for `run`.
+
+        Raises:
+            BadInput: `run_id` is no UUID, or a run of this coordinator has it.
+            LinkDown: the broker went away before the agents were heard.
+        """
+        cancels = self._cancels
+        resumption = await self._resumption(run_id, namespaces, guarded(on_event))
+        cancel = cancel or self._cancels != cancels  # somebody wanted the end while we learnt who is there
+        return await self._to_its_end(resumption, resumption.run(cancel=cancel))
+
+    async def _resumption(self, run_id: str, namespaces: frozenset[str] | None, on_event: OnEvent) -> Resumption:
+        run_id = self._checked(run_id)
+        await self._settle(None)
+        return Resumption(run_id, self._wire, on_event, self._now, lambda: self._present(namespaces))
+
+    # -- agents
+
+    async def clocks(self, agents: Iterable[Presence]) -> dict[tuple[str, str], float]:
+        """How many seconds the clock of each agent is ahead of ours, by (namespace, pod); of those who answer.
+
+        Right to half of a round trip.
+        """
+
+        def question(query_id: str, _: Target) -> Query:
+            return Query(query_id=query_id, coordinator=self.id, limit=1)
+
+        online = [Target.of(each) for each in agents if each.state == "online"]
+        answers = await ask(self._wire, online, question, run_id=None, now=self._now, within_seconds=CLOCK_SECONDS)
+        return {
+            target.key: answer.skew_seconds for target, answer in answers.items() if answer.skew_seconds is not None
+        }
+
+    async def prune(self, agents: Iterable[Presence]) -> AsyncIterator[Target]:
+        """Clear the retained presence of those that are offline, and tell each that was cleared.
+
+        One that lives after all says again that it is there.
+
+        Raises:
+            LinkDown, PublishRefused: not all could be cleared.
+        """
+        await self._settle(None)
+        for target in map(Target.of, agents):
+            if not self._wire.is_online(target):
+                await self._wire.clear_presence(target)
+                yield target
+
+    # -- the life of a run
+
     async def _drive(self, a_round: Round) -> list[TargetResult]:
-        """Run a round to its end; when we are cancelled, cancel it and still hear its end, then pass that on."""
-        self._wire.listen(a_round)
-        self._rounds.add(a_round)
-        running = asyncio.create_task(a_round.run(), name=f"run {a_round.run_id}")
+        self._wire.listen(a_round, a_round.run_id, a_round.query_id)
+        try:
+            return await self._to_its_end(a_round, a_round.run())
+        finally:
+            self._wire.forget(a_round.run_id, a_round.query_id)
+            await a_round.close()
+
+    async def _to_its_end(self, what: Round | Resumption, work: Coroutine[None, None, T]) -> T:
+        """Do the work of a run; when we are cancelled, cancel the run and still hear its end, then pass that on."""
+        self._alive.add(what)
+        running = asyncio.create_task(work, name=f"run {what.run_id}")
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            a_round.cancel()
+            what.cancel()
             await asyncio.wait({running})
             raise
         finally:
             running.cancel()
-            self._rounds.discard(a_round)
-            self._wire.forget(a_round)
-            await a_round.close()
+            self._alive.discard(what)
 
     def _checked(self, run_id: str) -> str:
-        try:
-            valid = str(uuid.UUID(run_id)) == run_id
-        except ValueError:
-            valid = False
-        if not valid:
-            raise BadInput(f"run id {run_id[:60]!r} is not a UUID in lower case; leave it out to have one made")
-        if any(each.run_id == run_id for each in self._rounds):
+        check_run_id(run_id)
+        if any(each.run_id == run_id for each in self._alive):
             raise BadInput(f"run id {run_id} is in use by a run that has not ended; every run needs its own")
         return run_id
 
@@ -251,9 +355,13 @@ class Coordinator:
     async def _settle(self, enough: Callable[[], bool] | None) -> None:
         """Wait until presence is complete, that is quiet for a while; with `enough`, also for that, a few seconds."""
         loop = asyncio.get_running_loop()
-        end = loop.time() + SETTLED_SECONDS
-        while loop.time() < end:
-            quiet_at = self._last_retained + QUIET_SECONDS
+        begun = loop.time()
+        while True:
+            many = len(self._wire.presences) >= MANY_PRESENCES
+            end = begun + (SETTLED_AMONG_MANY_SECONDS if many else SETTLED_SECONDS)
+            if loop.time() >= end:
+                return
+            quiet_at = self._last_retained + (QUIET_AMONG_MANY_SECONDS if many else QUIET_SECONDS)
             quiet = loop.time() >= quiet_at
             if quiet:
                 self._wire.presence_complete()
@@ -266,6 +374,18 @@ class Coordinator:
             except TimeoutError:
                 continue
 
+    @property
+    def _rounds(self) -> list[Round]:
+        return [each for each in self._alive if isinstance(each, Round)]
+
+    def _present(self, namespaces: frozenset[str] | None) -> tuple[list[Target], list[Target]]:
+        """Who is online, and who is offline."""
+        meant = [each for each in self._known() if namespaces is None or each.namespace in namespaces]
+        return (
+            [Target.of(each) for each in meant if each.state == "online"],
+            [Target.of(each) for each in meant if each.state == "offline"],
+        )
+
     def _known(self) -> list[Presence]:
         return [presence for _, presence in sorted(self._wire.presences.items())]
 
@@ -276,45 +396,17 @@ class Coordinator:
                 case Connected():
                     self._last_retained = loop.time()
                     self._presence_changed.set()
-                    for each in self._rounds:
-                        each.link_restored()
+                    for a_round in self._rounds:
+                        a_round.link_restored()
                 case Disconnected(reason, _):
                     self._last_retained = float("inf")  # not quiet before the link is up again
                     self._wire.link_lost()
-                    for each in self._rounds:
+                    for a_round in self._rounds:
+                        a_round.link_lost()
+                    for each in self._alive:
                         each.on_event(RunEvent("broker", each.run_id, text=f"connection lost: {reason}"))
                 case Delivery():
                     if event.retain:
                         self._last_retained = loop.time()
                     self._wire.take(event)
                     event.ack()
-
-
-def _why_not(call: HookCall, executor: PodExecutor, selection: Selection) -> ErrorDetail | None:
-    """Why a run must not begin with this selection; None when it may."""
-    where = "any namespace" if call.namespaces is None else "namespace " + ", ".join(sorted(call.namespaces))
-    what = f"selector {executor.selector!r}" + (" and owner" if executor.owner else "")
-    if call.expect is not None and selection.found != call.expect:
-        code, text = (
-            "unexpected_count",
-            f"{what} in {where} found {selection.found} pods, expected {call.expect}; nothing was triggered",
-        )
-    elif selection.missing and not call.allow_missing:
-        names = ", ".join(map(str, selection.missing[:20]))
-        code = "missing_agents"
-        text = (
-            f"{len(selection.missing)} selected pods have no live agent: {names}; nothing was triggered. "
-            "Bring them back, or go on without them with --allow-missing"
-        )
-    elif selection.missing and not selection.targets and not call.allow_empty:
-        code = "missing_agents"
-        text = f"every one of the {len(selection.missing)} selected pods is without a live agent; nothing was triggered"
-    elif not selection.targets and not call.allow_empty and call.expect != 0:
-        code = "no_targets"
-        text = (
-            f"{what} in {where} matches no agent; nothing was triggered. See who is there with `podhook agents`, "
-            "or accept it with --allow-empty"
-        )
-    else:
-        return None
-    return ErrorDetail(code=code, message=text)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
-from agent.contract.errors import ErrorCode
+import structlog
+
 from agent.contract.messages import ErrorDetail, Result
-from agent.contract.outcomes import failure
-from agent.contract.states import Outcome
 from agent.coordinator.targets import Target
 from agent.coordinator.verdict import Verdict
+
+log = structlog.get_logger("podhook.coordinator")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,27 +26,37 @@ class TargetResult:
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON object of a target. Output that is not UTF-8 is base64, and says so."""
-        result = self.result
-        return {
-            "namespace": self.target.namespace,
-            "pod": self.target.pod,
-            "pod_uid": self.target.pod_uid,
-            "outcome": str(result.outcome),
-            "attempt": self.attempt,
-            "exit_code": result.exit_code,
-            "signal": result.signal,
-            "http_status": result.http_status,
-            "stdout": result.stdout.text,
-            "stderr": result.stderr.text,
-            "stdout_encoding": result.stdout.encoding,
-            "stderr_encoding": result.stderr.encoding,
-            "stdout_bytes": result.stdout.total_bytes,
-            "stderr_bytes": result.stderr.total_bytes,
-            "truncated": result.stdout.truncated or result.stderr.truncated,
-            "duration_ms": round(result.duration_seconds * 1000, 3),
-            "error": _error(result.error),
-            "notes": result.notes,
-        }
+        return target_json(self.target, self.attempt, self.result)
+
+
+def target_json(target: Target, attempt: int, result: Result | None) -> dict[str, Any]:
+    """What is known of a target; without a result it has not ended."""
+    return {
+        "namespace": target.namespace,
+        "pod": target.pod,
+        "pod_uid": target.pod_uid,
+        "outcome": str(result.outcome) if result else None,
+        "attempt": attempt,
+        **(_result_json(result) if result else {}),
+    }
+
+
+def _result_json(result: Result) -> dict[str, Any]:
+    return {
+        "exit_code": result.exit_code,
+        "signal": result.signal,
+        "http_status": result.http_status,
+        "stdout": result.stdout.text,
+        "stderr": result.stderr.text,
+        "stdout_encoding": result.stdout.encoding,
+        "stderr_encoding": result.stderr.encoding,
+        "stdout_bytes": result.stdout.total_bytes,
+        "stderr_bytes": result.stderr.total_bytes,
+        "truncated": result.stdout.truncated or result.stderr.truncated,
+        "duration_ms": round(result.duration_seconds * 1000, 3),
+        "error": error_json(result.error),
+        "notes": result.notes,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +78,10 @@ class RunResult:
             "run_id": self.run_id,
             "hook": self.hook,
             "verdict": str(self.verdict),
-            "started_at": self.started_at.isoformat().replace("+00:00", "Z"),
+            "started_at": time_json(self.started_at),
             "duration_ms": round(self.duration_seconds * 1000, 3),
             "targets": [target.to_json() for target in self.targets],
-            "error": _error(self.error),
+            "error": error_json(self.error),
             "notes": list(self.notes),
         }
 
@@ -95,10 +106,27 @@ class RunEvent:
 OnEvent = Callable[[RunEvent], None]
 
 
-def said_by_coordinator(outcome: Outcome, code: ErrorCode, message: str) -> Result:
-    """`unreachable` or `lost`: what a coordinator concludes from silence."""
-    return failure(outcome, code, message)
+def ignore(_: RunEvent) -> None:
+    """Nobody watches."""
 
 
-def _error(error: ErrorDetail | None) -> dict[str, str] | None:
+def guarded(on_event: OnEvent) -> OnEvent:
+    """Who watches a run must not be able to stop it: what the callback raises is logged."""
+
+    def tell(event: RunEvent) -> None:
+        try:
+            on_event(event)
+        except Exception:
+            log.exception("event.callback_failed", run_id=event.run_id, kind=event.kind)
+
+    return tell
+
+
+def time_json(time: datetime | None) -> str | None:
+    """RFC 3339, in UTC."""
+    return time.astimezone(UTC).isoformat().replace("+00:00", "Z") if time is not None else None
+
+
+def error_json(error: ErrorDetail | None) -> dict[str, str] | None:
+    """Its stable code, and the sentence for people."""
     return {"code": error.code, "message": error.message} if error is not None else None

@@ -8,31 +8,31 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from agent.contract.actions import Action
 from agent.contract.errors import ErrorCode, LinkDown, PublishRefused
-from agent.contract.messages import Cancel, Go, Message, Query, Result, Targets, Trigger
+from agent.contract.messages import Cancel, Go, Message, Query, Report, Result, Targets, Trigger
 from agent.contract.outcomes import failure
 from agent.contract.states import Outcome
 from agent.contract.templates import PodExecutor
 from agent.coordinator.calls import HookCall
 from agent.coordinator.results import OnEvent, RunEvent, TargetResult
 from agent.coordinator.targets import Target
-from agent.coordinator.verdict import may_retry, never_started
+from agent.coordinator.verdict import may_retry, never_started, that_counts
 from agent.coordinator.watch import CANCEL_SECONDS, Step, Watch
-from agent.coordinator.wire import Wire
+from agent.coordinator.wire import MAX_QUESTIONS, Wire
 
 #: ExecuteOnOne: how long a candidate may take to say `ready` before the next is tried.
 READY_SECONDS = 5.0
-#: Questions under way at once, and how long one holds its place (DESIGN: Delivery 5).
-MAX_QUESTIONS = 200
+#: How long a question holds its place among those under way.
 QUESTION_SECONDS = 2.0
 #: ... and how soon a question that found no place is tried again.
 QUESTION_PAUSE_SECONDS = 0.25
-#: Pause before a retry; doubles up to the ceiling; drawn from [0.5, 1] of it.
+#: Pause before a retry; doubles up to the ceiling.
 RETRY_FIRST_SECONDS = 1.0
 RETRY_CEILING_SECONDS = 30.0
 #: At the end of a run, how long a cancel or a question may still take to leave.
@@ -66,16 +66,18 @@ class Round:
     on_event: OnEvent
     now: Callable[[], datetime]
     cancelled: bool = False
+    query_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     _aims: Targets = field(init=False)
     _active: dict[tuple[str, str], _Active] = field(default_factory=dict)
     _questions: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_QUESTIONS))
-    _held: set[asyncio.TimerHandle] = field(default_factory=set)
+    _held: dict[tuple[str, str], asyncio.TimerHandle] = field(default_factory=dict)
     _sending: set[asyncio.Task[None]] = field(default_factory=set)
     _errors: int = 0
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self._aims = Targets.of((each.namespace, each.pod, each.pod_uid) for each in self.targets)
+        ids = ((each.namespace, each.pod, each.pod_uid) for each in self.targets)
+        self._aims = Targets.of(ids, self.executor.strategy)
 
     # -- the two strategies
 
@@ -107,16 +109,17 @@ class Round:
             code = ErrorCode.CANCELLED if self.cancelled else ErrorCode.STOPPED_AFTER_ERRORS
             result = failure(Outcome.UNREACHABLE, code, f"{target} was not triggered: {why}; nothing ran there")
             return self._ended(target, 0, result)
-        attempt = 0
+        results: list[TargetResult] = []
         while True:
-            attempt += 1
+            attempt = len(results) + 1
             result = await self._attempt(target, attempt, wait_for_go=False)
+            results.append(TargetResult(target, attempt, result))
             if not await self._again(target, attempt, result):
-                return TargetResult(target, attempt, result)
+                return _that_counts(results)
 
     async def _on_one(self) -> list[TargetResult]:
         """The first candidate that says ready gets `go`. After a go was sent, no other pod ever gets one."""
-        tried: dict[Target, TargetResult] = {}
+        tried: dict[Target, list[TargetResult]] = {}
         candidates = list(self.targets)
         attempt = 0
         while True:
@@ -126,14 +129,14 @@ class Round:
                 if self.cancelled:
                     break
                 result = await self._attempt(target, attempt, wait_for_go=True)
-                tried[target] = TargetResult(target, attempt, result)
-                round_of.append(tried[target])
+                round_of.append(TargetResult(target, attempt, result))
+                tried.setdefault(target, []).append(round_of[-1])
                 if self._active_go(target) or not never_started(result.outcome, _code(result)):
-                    candidates, round_of = [target], [tried[target]]  # what the others said does not count any more
+                    candidates, round_of = [target], round_of[-1:]  # what the others said does not count any more
                     break
             again = next((each for each in round_of if self._may_retry(attempt, each.result)), None)
             if again is None or not await self._again(again.target, attempt, again.result):
-                return sorted(tried.values(), key=lambda each: each.target)
+                return [_that_counts(tried[target]) for target in sorted(tried)]
 
     def _may_retry(self, attempt: int, result: Result) -> bool:
         return attempt <= self.call.max_retry and may_retry(
@@ -144,7 +147,7 @@ class Round:
         """Whether there is another attempt; waits its pause."""
         if self.cancelled or not self._may_retry(attempt, result):
             return False
-        pause = min(RETRY_FIRST_SECONDS * 2 ** (attempt - 1), RETRY_CEILING_SECONDS) * random.uniform(0.5, 1)  # noqa: S311
+        pause = retry_pause_seconds(attempt, random.random())  # noqa: S311 (jitter, not a secret)
         self._say(
             "retry",
             target,
@@ -176,6 +179,10 @@ class Round:
         finally:
             publishing.cancel()
             await asyncio.gather(publishing, return_exceptions=True)
+        if result.outcome is Outcome.CANCELLED and not self.cancelled:
+            self._say("cancelled", target, attempt, "by somebody else: nothing more is started")
+            self.cancelled = True  # whoever did that reached every agent that was there
+            self._stop.set()
         return self._ended(target, attempt, result).result
 
     def _prepare(self, target: Target, attempt: int, *, wait_for_go: bool) -> _Active:
@@ -217,6 +224,11 @@ class Round:
             active.heard.set()
 
         while _clock() < watch.deadline and watch.result is None and not watch.cancelling:
+            if not watch.submitted and (successor := self.wire.successor(watch.target)) is not None:
+                why = f"{watch.target} was replaced by pod uid {successor} before the trigger left; nothing ran"
+                watch.result = failure(Outcome.UNREACHABLE, ErrorCode.NEVER_PUBLISHED, why)
+                active.heard.set()
+                return
             if not self.wire.is_online(watch.target):
                 await asyncio.sleep(REPUBLISH_SECONDS)
                 continue
@@ -271,10 +283,10 @@ class Round:
             watch.resend = False
             self._say("resent", watch.target, watch.attempt, "it never saw the trigger")
             watch.copies += 1
-            self._send_bytes(watch.target, active.payload, self._expiry(watch))
+            self._send_bytes(watch.target, active.payload, self._expiry(watch), qos=0)  # it has just answered
         if watch.resend_go and watch.result is None:
             watch.resend_go = False
-            self._send(watch.target, self._go(watch, active.deadline))
+            self._send(watch.target, self._go(watch, active.deadline), qos=0)
 
     async def _ask(self, active: _Active, *, settle: bool) -> None:
         """Ask the target's journal, if somebody is there to answer; at most 200 at a time."""
@@ -291,11 +303,11 @@ class Round:
             return
         watch.asked(_clock())
         await self._questions.acquire()
-        self._hold_place()
+        self._hold_place(watch.target.key)
         if watch.cancelling:  # the broker may have lost the cancel; twice does no harm
-            self._send(watch.target, self._cancel(watch, active.deadline))
+            self._send(watch.target, self._cancel(watch, active.deadline), qos=0)
         query = Query(
-            query_id=self.wire.query_id(self),
+            query_id=self.query_id,
             coordinator=self.wire.coordinator,
             run_id=self.run_id,
             attempt=watch.attempt,
@@ -305,23 +317,25 @@ class Round:
             deadline=active.deadline,
         )
         self._say("asked", watch.target, watch.attempt)
-        self._send(watch.target, query)
+        self._send(watch.target, query, qos=0)
 
-    def _hold_place(self) -> None:
-        """A question holds its place for a while, whether it is answered or not: the dead must not block the living."""
-        loop = asyncio.get_running_loop()
+    def _hold_place(self, key: tuple[str, str]) -> None:
+        """A question holds its place until it is answered, or for a while: the dead must not block the living."""
+        self._leave_place(key)
+        self._held[key] = asyncio.get_running_loop().call_later(QUESTION_SECONDS, self._leave_place, key)
 
-        def release() -> None:
-            self._held.discard(handle)
+    def _leave_place(self, key: tuple[str, str]) -> None:
+        handle = self._held.pop(key, None)
+        if handle is not None:
+            handle.cancel()
             self._questions.release()
-
-        handle = loop.call_later(QUESTION_SECONDS, release)
-        self._held.add(handle)
 
     # -- what comes in
 
     def hear(self, key: tuple[str, str], message: Message) -> None:
         """A reply or a report of a target."""
+        if isinstance(message, Report):
+            self._leave_place(key)
         active = self._active.get(key)
         if active is None or active.watch.attempt != getattr(message, "attempt", active.watch.attempt):
             return
@@ -332,9 +346,15 @@ class Round:
                 self._say(kind, active.watch.target, active.watch.attempt, text)
         active.heard.set()
 
+    def link_lost(self) -> None:
+        """Nobody can be heard until the broker is back."""
+        for active in self._active.values():
+            active.watch.link(_clock(), up=False)
+
     def link_restored(self) -> None:
         """The broker is back: ask everybody whose outcome may have been lost meanwhile."""
         for active in self._active.values():
+            active.watch.link(_clock(), up=True)
             if active.watch.submitted and active.watch.result is None:
                 active.watch.ask_now()
                 active.heard.set()
@@ -361,7 +381,7 @@ class Round:
 
     async def close(self) -> None:
         """Forget what is still waiting for its time; what is being sent gets a moment, for a cancel must leave."""
-        for handle in self._held:
+        for handle in self._held.values():
             handle.cancel()
         if self._sending:
             await asyncio.wait(self._sending, timeout=LAST_WORDS_SECONDS)
@@ -387,23 +407,23 @@ class Round:
     def _expiry(watch: Watch) -> int:
         return max(1, int(watch.deadline - _clock()) + 1)
 
-    def _send(self, target: Target, message: Message) -> None:
-        self._send_bytes(target, self.wire.seal(message), 60)
+    def _send(self, target: Target, message: Message, *, qos: int = 1) -> None:
+        self._send_bytes(target, self.wire.seal(message), 60, qos=qos)
 
-    def _send_bytes(self, target: Target, payload: bytes, expiry_seconds: int) -> None:
+    def _send_bytes(self, target: Target, payload: bytes, expiry_seconds: int, *, qos: int) -> None:
         """Publish in a task of its own: a broker that does not acknowledge must not hold up what is heard.
 
         Nothing goes to an agent that is offline (DESIGN: Delivery 7); when it is back it is asked, and told again.
         """
         if not self.wire.is_online(target):
             return
-        task = asyncio.create_task(self._publish(target, payload, expiry_seconds), name=f"send {target}")
+        task = asyncio.create_task(self._publish(target, payload, expiry_seconds, qos), name=f"send {target}")
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
-    async def _publish(self, target: Target, payload: bytes, expiry_seconds: int) -> None:
+    async def _publish(self, target: Target, payload: bytes, expiry_seconds: int, qos: int) -> None:
         try:
-            await self.wire.publish(target, self.run_id, payload, expiry_seconds, None)
+            await self.wire.publish(target, self.run_id, payload, expiry_seconds, qos=qos)
         except (LinkDown, PublishRefused) as error:
             self._say("broker", target, 0, str(error))  # the silence that follows is asked about
 
@@ -413,8 +433,28 @@ class Round:
         self.on_event(RunEvent(kind, self.run_id, target, attempt, text, result))
 
 
+def retry_pause_seconds(attempt: int, chance: float) -> float:
+    """How long to wait after an attempt before the next: between half of its pause and all of it, by `chance` (0 to 1).
+
+    So a thousand targets that failed together do not come back together.
+    """
+    most: float = min(RETRY_FIRST_SECONDS * 2 ** (attempt - 1), RETRY_CEILING_SECONDS)
+    return most * (0.5 + chance / 2)
+
+
 def _clock() -> float:
     return asyncio.get_running_loop().time()
+
+
+def _that_counts(attempts: Sequence[TargetResult]) -> TargetResult:
+    """A target's result after all its attempts; says so if the last one had no effect and an earlier one may have."""
+    one = attempts[that_counts([(each.result.outcome, _code(each.result)) for each in attempts])]
+    last = attempts[-1]
+    if one is last:
+        return one
+    why = f" ({last.result.error.message})" if last.result.error else ""
+    note = f"attempt {last.attempt} was {last.result.outcome}{why}"[:2048]
+    return replace(one, result=one.result.model_copy(update={"notes": [*one.result.notes, note]}))
 
 
 def _code(result: Result) -> str | None:

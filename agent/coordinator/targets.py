@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
 from agent.contract.errors import InvalidHook, Problem
 from agent.contract.messages import Owner, Presence
@@ -26,6 +27,11 @@ class Target:
     def key(self) -> tuple[str, str]:
         """(namespace, pod): what its topics are made of."""
         return self.namespace, self.pod
+
+    @classmethod
+    def of(cls, presence: Presence) -> Self:
+        """The pod whose presence this is."""
+        return cls(presence.namespace, presence.pod, presence.pod_uid)
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.pod}"
@@ -54,7 +60,7 @@ def select(presences: Iterable[Presence], executor: PodExecutor, namespaces: fro
             continue
         if not selector.matches(presence.labels) or not owned_by(presence.owners, executor.owner):
             continue
-        target = Target(presence.namespace, presence.pod, presence.pod_uid)
+        target = Target.of(presence)
         (online if presence.state == "online" else offline).append(target)
     return Selection(tuple(sorted(online)), tuple(sorted(offline)))
 

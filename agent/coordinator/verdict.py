@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from enum import StrEnum
 
 from agent.contract.errors import TEMPORARY, ErrorCode
@@ -10,12 +10,15 @@ from agent.contract.states import Outcome
 
 
 class Verdict(StrEnum):
-    """How a run ended."""
+    """How a run ended; the last three only of a run that is asked about later."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
     NOT_STARTED = "not_started"
+    RUNNING = "running"
+    INCOMPLETE = "incomplete"
+    NOT_FOUND = "not_found"
 
 
 #: Repeated by maxRetry (SEMANTICS: Retries); rejections only when they say that they pass.
@@ -36,6 +39,13 @@ def verdict_on_one(outcomes: Collection[Outcome], *, cancelled: bool = False) ->
     return Verdict.CANCELLED if cancelled else Verdict.FAILED
 
 
+def verdict_of(strategy: str, outcomes: Collection[Outcome], targets: int, *, cancelled: bool = False) -> Verdict:
+    """The verdict by the executor's strategy."""
+    if strategy == "ExecuteOnOne":
+        return verdict_on_one(outcomes, cancelled=cancelled)
+    return verdict_on_all(outcomes, targets, cancelled=cancelled)
+
+
 def may_retry(outcome: Outcome, code: str | None, *, retry_unknown: bool = False) -> bool:
     """Whether `maxRetry` repeats an attempt that ended so. What may have taken effect only with `retry_unknown`."""
     if outcome in _RETRIED:
@@ -45,8 +55,28 @@ def may_retry(outcome: Outcome, code: str | None, *, retry_unknown: bool = False
     return retry_unknown and outcome in (Outcome.INTERRUPTED, Outcome.LOST)
 
 
+#: Refusals that speak of something that ran, or may have: not of this trigger, but of its run on that pod.
+_OF_ANOTHER = frozenset(
+    {ErrorCode.ID_REUSED, ErrorCode.STALE_ATTEMPT, ErrorCode.ATTEMPT_RUNNING, ErrorCode.BEFORE_JOURNAL}
+)
+
+
 def never_started(outcome: Outcome, code: str | None) -> bool:
-    """Whether it is certain that nothing ran: another pod may take the hook."""
-    return outcome in (Outcome.REJECTED, Outcome.UNREACHABLE) or (
-        outcome is Outcome.CANCELLED and code in (ErrorCode.TOMBSTONED, ErrorCode.CANCELLED)
-    )
+    """Whether it is certain that nothing of the run ran on the pod: another pod may take the hook."""
+    if outcome is Outcome.REJECTED:
+        return code not in {str(each) for each in _OF_ANOTHER}
+    return outcome is Outcome.UNREACHABLE or (outcome is Outcome.CANCELLED and code == ErrorCode.TOMBSTONED)
+
+
+def ran_nothing(outcome: Outcome, code: str | None) -> bool:
+    """Whether it is certain that this very attempt did nothing, whatever others of its run did."""
+    refused = outcome in (Outcome.REJECTED, Outcome.UNREACHABLE)
+    return refused or (outcome is Outcome.CANCELLED and code == ErrorCode.TOMBSTONED)
+
+
+def that_counts(attempts: Sequence[tuple[Outcome, str | None]]) -> int:
+    """Of all attempts on one target, the index of the one that is its outcome: the last that may have had an effect.
+
+    A retry that never started must not hide what the attempt before it did.
+    """
+    return next((at for at in reversed(range(len(attempts))) if not ran_nothing(*attempts[at])), len(attempts) - 1)

@@ -1,7 +1,8 @@
 """One attempt on one target as the coordinator sees it: what its replies mean, and what its silence means when.
 
 Pure: times are seconds of any steady clock, handed in. The rule is one: a target without an outcome that has been
-silent for a while is asked; it is concluded only by its own answer, or 30 s after nothing can come any more.
+silent for a while is asked; it is concluded only by its own answer, or 30 s after nothing can come any more. A target
+that runs it and then neither sends a heartbeat nor answers is given up earlier: as lost, which claims nothing.
 """
 
 from __future__ import annotations
@@ -32,14 +33,26 @@ FIRST_QUESTION_SECONDS = 2.0
 LAST_QUESTION_SECONDS = 12.0
 #: SIGTERM, 5 s, SIGKILL, and a second for the rest: what an agent may need after a timeout.
 ENDING_SECONDS = 6
+#: What runs says so every 10 s, and answers questions: who did neither for this long, while we listened, fell silent.
+SILENT_SECONDS = 90
+#: A pod that was replaced has this long to say how it ended: its agent's grace (15 s), and time to be heard.
+REPLACED_SECONDS = 20
 #: After a cancel, a target has this long to say how it ended.
 CANCEL_SECONDS = 10
 
-#: Refusals that are said without looking into, or without having, a memory of what ran before.
+#: Once a question got no answer for this long there will be none.
+ANSWER_SECONDS = 5
+#: When the time is over and we could not ask - our link was down, or we slept - it is tried this long.
+LAST_CHANCE_SECONDS = 60
+
+#: Refusals that are said without looking into, or without having, a memory of what ran before. Of the only copy that
+#: was sent, to somebody who never gave a sign, they can be believed.
 _WITHOUT_MEMORY = frozenset(
     {
         ErrorCode.JOURNAL_UNAVAILABLE,
-        ErrorCode.BEFORE_JOURNAL,
+        ErrorCode.CLOCK_SKEW,
+        ErrorCode.DEADLINE_TOO_FAR,
+        ErrorCode.EXPIRED,
         ErrorCode.UNSIGNED,
         ErrorCode.INVALID_ACTION,
     }
@@ -77,11 +90,17 @@ class Watch:
     resend: bool = False
     resend_go: bool = False
     _last_sign: float = field(default=0, init=False)
+    _asked_at: float = field(default=0, init=False)
+    _overdue_since: float | None = field(default=None, init=False)
+    _replaced_at: float | None = field(default=None, init=False)
+    _cannot_tell: str = field(default="", init=False)
+    _heard: float = field(default=0, init=False)
     _interval: float = field(default=FIRST_QUESTION_SECONDS, init=False)
     _give_up_at: float | None = field(default=None, init=False)
+    _listening_since: float | None = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self._last_sign = self.now
+        self._last_sign = self._listening_since = self._asked_at = self.now
 
     @property
     def submitted(self) -> bool:
@@ -104,14 +123,7 @@ class Watch:
         self._sign(now)
         match message:
             case OutcomeMessage():
-                refused = message.outcome is Outcome.REJECTED
-                if refused and (self.started is not None or ((seen_before or self.copies > 1) and _blind(message))):
-                    self.result = self._unknown(
-                        f"{self.target} refused a second copy of the trigger, and cannot speak for the first: "
-                        f"{message.error.message if message.error else ''}"
-                    )
-                else:
-                    self._end(message)
+                self._end(message, seen_before=seen_before)
                 return "outcome"
             case Ready():
                 self.ready = True
@@ -125,38 +137,46 @@ class Watch:
         return "running"
 
     def _hear_successor(self, message: Reply) -> str:
-        """A pod of the same name with another uid refuses what was meant for its predecessor."""
-        code = message.error.code if isinstance(message, OutcomeMessage) and message.error else ""
-        if isinstance(message, OutcomeMessage) and code == ErrorCode.WRONG_POD_UID and not self.seen:
-            if self.copies > 1:
-                self.result = self._unknown(f"{self.target} was replaced while the trigger was sent again")
-            else:
-                self._end(message)
+        """A pod of the same name with another uid refuses what was meant for its predecessor.
+
+        It speaks for itself only: the predecessor may hang on a lost node, with the trigger in its session.
+        """
+        wrong = isinstance(message, OutcomeMessage) and _code(message) == ErrorCode.WRONG_POD_UID
+        if wrong and not self.seen:
+            self.result = self._unknown(f"{self.target} was replaced by pod uid {message.pod_uid} meanwhile")
             return "outcome"
         return "dropped"
 
     def _hear_report(self, report: Report, now: float) -> str:
         entry = next((each for each in report.attempts if each.attempt == self.attempt), None)
         if entry is not None and entry.trigger_hash == self.trigger_hash and report.pod_uid == self.target.pod_uid:
+            seen_before = self.seen
             self._sign(now)
-            return self._hear_entry(entry, now)
+            return self._hear_entry(entry, now, seen_before=seen_before)
         if entry is not None:
             return "dropped"
-        if report.cannot_tell is not None:
-            self.result = self._unknown(f"{self.target} cannot tell whether it ran: {report.cannot_tell}")
-            return "outcome"
         if report.pod_uid != self.target.pod_uid:
-            return "dropped"
+            if self.seen or report.cannot_tell is None:
+                self._replaced_at = now if self._replaced_at is None else self._replaced_at
+                return "dropped"
+            self.result = self._unknown(f"{self.target} was replaced by pod uid {report.pod_uid} meanwhile")
+            return "outcome"
+        if report.cannot_tell is not None:
+            self._cannot_tell = report.cannot_tell
+            if self.seen or self.cancelling:
+                self.result = self._unknown(f"{self.target} cannot tell whether it ran: {report.cannot_tell}")
+                return "outcome"
+            return "running"  # it may start yet: only when it cannot any more is it over
         if report.tombstoned:
             self._end_tombstoned()
             return "outcome"
         self._last_sign = now
-        self.resend = not self.cancelling  # never seen, and still time: the same bytes once more
+        self.resend = not self.cancelling and not self.seen  # never seen, and still time: the same bytes once more
         return "running"
 
-    def _hear_entry(self, entry: AttemptReport, now: float) -> str:
+    def _hear_entry(self, entry: AttemptReport, now: float, *, seen_before: bool) -> str:
         if entry.outcome is not None:
-            self._end(entry.outcome)
+            self._end(entry.outcome, seen_before=seen_before)
             return "outcome"
         if entry.state is AttemptState.READY:
             self.ready = True
@@ -185,13 +205,17 @@ class Watch:
 
     def asked(self, now: float) -> None:
         """A question went out: the next comes later."""
-        self._last_sign = now
+        self._last_sign = self._asked_at = now
         self._interval = min(self._interval * 2, LAST_QUESTION_SECONDS)
 
     def ask_now(self) -> None:
         """The link or the agent is back: whatever was said meanwhile may be lost."""
         self._last_sign = float("-inf")
         self._interval = FIRST_QUESTION_SECONDS
+
+    def link(self, now: float, *, up: bool) -> None:
+        """Our own link broke or is back: while it is down nobody can be heard, so nobody falls silent."""
+        self._listening_since = now if up else None
 
     def cancel(self, now: float, within_seconds: float = CANCEL_SECONDS) -> None:
         """Somebody wants the end: it has ten seconds to come. Said again, it can only come sooner."""
@@ -204,8 +228,10 @@ class Watch:
 
     def due(self, now: float) -> tuple[Step, float]:
         """What to do now, and how many seconds until it must be asked again at the latest."""
-        if self.result is not None or now >= self._conclusion():
+        if self.result is not None:
             return Step.CONCLUDE, 0
+        if now >= self._conclusion():
+            return self._last_chance(now)
         question = self._last_sign + self._interval
         if not self.submitted or now < question:
             return Step.WAIT, max(0.001, min(question if self.submitted else self.deadline, self._conclusion()) - now)
@@ -219,22 +245,59 @@ class Watch:
 
     # -- within
 
+    def _last_chance(self, now: float) -> tuple[Step, float]:
+        """The time is over. If nobody was asked of late - we slept, or had no link - one question is tried first."""
+        self._overdue_since = now if self._overdue_since is None else self._overdue_since
+        given_up = self._give_up_at is not None and now >= self._give_up_at
+        over = now - self._overdue_since >= LAST_CHANCE_SECONDS
+        if given_up or over or not self.submitted or (self.wait_for_go and not self.go_sent):
+            return Step.CONCLUDE, 0
+        if self._listening_since is None:
+            return Step.WAIT, 1
+        asked_ago = now - self._asked_at
+        if asked_ago > LAST_QUESTION_SECONDS + ANSWER_SECONDS:
+            return Step.SETTLE, 0
+        if self._asked_at >= self._overdue_since and asked_ago < ANSWER_SECONDS:
+            return Step.WAIT, ANSWER_SECONDS - asked_ago
+        return Step.CONCLUDE, 0
+
     def _conclusion(self) -> float:
         """When nothing can come any more."""
         if self._give_up_at is not None:
             return self._give_up_at
         if not self.submitted:
             return self.deadline
+        if self._replaced_at is not None:  # by who answers for another uid; the predecessor may still be ending
+            return min(self._certain_end(), self._replaced_at + REPLACED_SECONDS)
+        return min(self._certain_end(), max(self._silent_at(), self.deadline + CLOCK_TOLERANCE_SECONDS))
+
+    def _silent_at(self) -> float:
+        """When who runs it has been silent for too long."""
+        if self.started is None or self._listening_since is None:
+            return float("inf")
+        return max(self._listening_since, self._heard) + SILENT_SECONDS
+
+    def _certain_end(self) -> float:
         latest_start = self.started if self.started is not None else self.deadline
         running = self.timeout_seconds + ENDING_SECONDS if self.seen else 0
         return max(latest_start + running, self.deadline) + CLOCK_TOLERANCE_SECONDS
 
     def _sign(self, now: float) -> None:
         self.seen = True
-        self._last_sign = now
+        self._last_sign = self._heard = now
 
-    def _end(self, outcome: OutcomeMessage) -> None:
-        self.result = Result.model_validate({name: getattr(outcome, name) for name in Result.model_fields})
+    def _end(self, outcome: OutcomeMessage, *, seen_before: bool) -> None:
+        """Take the agent's word, unless it is a no that may be about a second copy, by who forgot the first."""
+        refused = outcome.outcome is Outcome.REJECTED
+        why = outcome.error.message if outcome.error else ""
+        if refused and _code(outcome) == ErrorCode.BEFORE_JOURNAL:
+            self.result = self._unknown(f"{self.target} cannot tell whether it ran: {why}")
+            return
+        if refused and (self.started is not None or ((seen_before or self.copies > 1) and _blind(outcome))):
+            text = f"{self.target} refused a second copy of the trigger, and cannot speak for the first: {why}"
+            self.result = self._unknown(text)
+            return
+        self.result = Result.of(outcome)
 
     def _silence(self) -> Result:
         if not self.submitted:
@@ -244,10 +307,14 @@ class Watch:
                 ErrorCode.NEVER_PUBLISHED,
                 f"the trigger for {self.target} never left: {why}; nothing ran",
             )
+        if self._replaced_at is not None:
+            return self._unknown(f"{self.target} had accepted it and was replaced by another pod")
         if self.started is not None:
-            return self._unknown(f"{self.target} was running it and fell silent")
+            return self._unknown(f"{self.target} was running it and fell silent: no heartbeat, and no answer")
         if self.seen:
             return self._unknown(f"{self.target} had accepted it and fell silent")
+        if self._cannot_tell:
+            return self._unknown(f"{self.target} cannot tell whether it ran: {self._cannot_tell}")
         return self._unknown(f"{self.target} gave no sign")
 
     def _unknown(self, what: str) -> Result:
@@ -265,4 +332,8 @@ class Watch:
 
 def _blind(outcome: OutcomeMessage) -> bool:
     """A refusal that the agent could not look up: of a first copy that did run it knows nothing."""
-    return outcome.error is not None and outcome.error.code in _WITHOUT_MEMORY
+    return _code(outcome) in _WITHOUT_MEMORY
+
+
+def _code(outcome: OutcomeMessage) -> str:
+    return outcome.error.code if outcome.error is not None else ""

@@ -20,14 +20,19 @@ from agent.coordinator.targets import Target
 
 log = structlog.get_logger("podhook.coordinator")
 
+#: Questions under way at once (DESIGN: Delivery 5): mosquitto keeps 1000 messages for a client that is slower.
+MAX_QUESTIONS = 200
+
 _REPLIES = Kinds.of(*REPLIES)
 _PRESENCE = Kinds.of(Presence)
 
 
 class Listener(Protocol):
-    """A run that hears replies."""
+    """A run that hears replies, or a question that hears reports; about `run_id`, if about one."""
 
-    run_id: str
+    @property
+    def run_id(self) -> str | None:
+        """The run that replies must speak of."""
 
     def hear(self, key: tuple[str, str], message: Message) -> None:
         """A reply of the agent (namespace, pod)."""
@@ -47,7 +52,6 @@ class Wire:
     presences: dict[tuple[str, str], Presence] = field(default_factory=dict)
     on_presence: Callable[[], None] = lambda: None
     _listeners: dict[str, Listener] = field(default_factory=dict)
-    _queries: dict[str, str] = field(default_factory=dict)
     _unconfirmed: set[tuple[str, str]] = field(default_factory=set)
 
     # -- out
@@ -58,12 +62,24 @@ class Wire:
         return seal(message, source=source, time=self.now(), event_id=str(uuid.uuid4()))
 
     async def publish(
-        self, target: Target, run_id: str, payload: bytes, expiry_seconds: int, submitted: Callable[[], None] | None
+        self,
+        target: Target,
+        run_id: str,
+        payload: bytes,
+        expiry_seconds: int,
+        submitted: Callable[[], None] | None = None,
+        *,
+        qos: int = 1,
     ) -> None:
-        """Publish a command of a run to a target. Raises LinkDown, PublishRefused (see `Link.publish`)."""
+        """Publish a command of a run to a target. Raises LinkDown, PublishRefused (see `Link.publish`).
+
+        What is said again anyway goes at QoS 0: it reaches an agent whose queue at the broker is full, of messages
+        that expired there for example, which mosquitto neither hands out nor makes room for.
+        """
         publication = Publication(
             self.topics.commands(target.namespace, target.pod),
             payload,
+            qos=qos,
             content_type=CONTENT_TYPE,
             expiry_seconds=expiry_seconds,
             response_topic=self.topics.reply(self.coordinator, run_id, target.namespace, target.pod),
@@ -71,18 +87,21 @@ class Wire:
         )
         await self.link.publish(publication, submitted=submitted)
 
-    def query_id(self, listener: Listener) -> str:
-        """The id of a run's questions; its reports come back under it."""
-        query_id = self._queries.get(listener.run_id)
-        if query_id is None:
-            query_id = self._queries[listener.run_id] = str(uuid.uuid4())
-            self._listeners[query_id] = listener
-        return query_id
+    async def clear_presence(self, target: Target) -> None:
+        """Clear an agent's retained presence; one that lives says it again. Raises LinkDown, PublishRefused."""
+        await self.link.publish(Publication(self.topics.presence(target.namespace, target.pod), b"", retain=True))
 
     def is_online(self, target: Target) -> bool:
         """Whether the target's presence does not say offline. An unknown or newer pod is asked all the same."""
         presence = self.presences.get(target.key)
         return presence is None or presence.state == "online"
+
+    def successor(self, target: Target) -> str | None:
+        """The uid of the pod that is online by the target's name, if it is another than the target's."""
+        presence = self.presences.get(target.key)
+        if presence is None or presence.state != "online" or presence.pod_uid == target.pod_uid:
+            return None
+        return presence.pod_uid
 
     # -- in
 
@@ -96,14 +115,14 @@ class Wire:
             self.presences.pop(key, None)
         self._unconfirmed.clear()
 
-    def listen(self, listener: Listener) -> None:
-        """Hand replies of this run to `listener` until `forget`."""
-        self._listeners[listener.run_id] = listener
+    def listen(self, listener: Listener, *ids: str) -> None:
+        """Hand what comes on the topics of these runs or queries to `listener`, until `forget`."""
+        self._listeners |= dict.fromkeys(ids, listener)
 
-    def forget(self, listener: Listener) -> None:
-        """The run is over: later replies are nobody's."""
-        self._listeners.pop(listener.run_id, None)
-        self._listeners.pop(self._queries.pop(listener.run_id, ""), None)
+    def forget(self, *ids: str) -> None:
+        """It is over: what still comes is nobody's."""
+        for each in ids:
+            self._listeners.pop(each, None)
 
     def take(self, delivery: Delivery) -> None:
         """A message arrived: a presence or a reply. What cannot be read is logged and dropped."""

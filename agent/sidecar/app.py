@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -17,9 +16,17 @@ from typing import Any
 import structlog
 
 from agent import __version__
+from agent.bus.inspection import SESSION_EXPIRY_SECONDS
 from agent.bus.link import Link
 from agent.bus.types import Connected, Delivery, Disconnected, LinkOptions
-from agent.contract.errors import BadInput, InvalidSettings, JournalLocked, JournalNewer, JournalUnavailable
+from agent.contract.errors import (
+    BadInput,
+    InvalidSettings,
+    JournalFull,
+    JournalLocked,
+    JournalNewer,
+    JournalUnavailable,
+)
 from agent.contract.messages import MAX_COMMAND_BYTES
 from agent.contract.topics import client_id
 from agent.journal import Journal, JournalThread
@@ -32,6 +39,7 @@ from agent.pod.kubernetes import OwnPod
 from agent.pod.processes import LocalLauncher, reap_strays
 from agent.pod.supervisor import AGENT_UID, COMMAND_UID
 from agent.sidecar.attempts import Attempts
+from agent.sidecar.health import Health, serving_health
 from agent.sidecar.inbox import InvalidTrigger, open_command
 from agent.sidecar.presence import PresenceFacts, PresenceKeeper
 from agent.sidecar.runner import Runner, RunnerOptions
@@ -40,8 +48,6 @@ from agent.sidecar.voice import Outbox, Voice
 
 log = structlog.get_logger("podhook.agent")
 
-#: Nothing older than a deadline (15 min) can still be run, so the broker may forget us a little later.
-SESSION_EXPIRY_SECONDS = 1200
 #: How often files are looked at, and a journal that failed is tried again.
 LOOK_SECONDS = 5
 PRUNE_SECONDS = 600
@@ -114,6 +120,13 @@ class Agent:
             log.warning("agent.unsigned", effect="whoever can publish to the broker can run commands here")
         else:
             self._problem("unsigned", UNSIGNED_PROBLEM)
+        async with serving_health(settings.health_port, self._health) as why_not:
+            self._problem("health", why_not)
+            await self._live(stop)
+        log.info("agent.stopped")
+
+    async def _live(self, stop: asyncio.Event) -> None:
+        settings = self._settings
         await self._look_around()
         self._look_at_files()
         await self._open_journal()
@@ -133,7 +146,6 @@ class Agent:
         if self._presence.taken.done() and not stop.is_set():
             log.info("agent.away", until="it is told to stop")
             await stop.wait()
-        log.info("agent.stopped")
 
     async def _wait_for_lock(self, stop: asyncio.Event) -> None:
         """While another agent has our journal, stay off the bus: both would answer every trigger, and one run it."""
@@ -214,6 +226,7 @@ class Agent:
             now=self._now,
             journal_failed=self._journal_failed,
             journal_broken=lambda: self._journal_error,
+            journal_full=self._journal_full,
         )
         return attempts, outbox
 
@@ -251,16 +264,19 @@ class Agent:
             self._presence.announce()
 
     def _link_options(self) -> LinkOptions:
-        journal = self._journal.journal
-        suffix = journal.client_suffix if journal else secrets.token_hex(6)
         return LinkOptions(
-            client_id=client_id(self._identity.namespace, self._identity.pod, suffix),
-            subscriptions=((self._commands_topic, 1), (self._presence.topic, 0)),
+            client_id=client_id(self._identity.namespace, self._identity.pod, self._journal.client_suffix),
+            # Our own presence at QoS 1, unlike everybody else's: so the will waits in our session, and a message that
+            # does not expire keeps mosquitto 2.0.11 from choking on a queue of commands that did.
+            subscriptions=((self._commands_topic, 1), (self._presence.topic, 1)),
             will=self._presence.will,
             session_expiry_seconds=SESSION_EXPIRY_SECONDS,
             receive_maximum=RECEIVE_MAXIMUM,
             payload_limit_bytes=MAX_COMMAND_BYTES,
         )
+
+    def _health(self) -> Health:
+        return Health(str(self._identity), __version__, tuple(self._facts.problems))
 
     def _born_at(self) -> datetime:
         journal = self._journal.journal
@@ -273,8 +289,9 @@ class Agent:
             match event:
                 case Connected(limits):
                     log.info("broker.connected", protocol=limits.protocol, session_present=limits.session_present)
-                    for warning in limits.warnings:
-                        log.warning("broker.limit", warning=warning)
+                    for note in limits.notes:
+                        log.info("broker.protocol", note=note)
+                    self._problem("broker", "; ".join(limits.warnings) or None)
                     self._presence.announce()
                     outbox.wake()
                 case Disconnected(reason, retry_seconds):
@@ -287,6 +304,8 @@ class Agent:
 
     async def _command(self, delivery: Delivery, attempts: Attempts) -> None:
         """Handle one command and acknowledge it: whatever is in it, it must not come back and do the same again."""
+        if self._presence.taken.done():
+            return  # a later-born pod has our name: nothing begins here any more
         try:
             command = open_command(delivery.payload, oversize_bytes=delivery.oversize_bytes)
             await attempts.handle(command)
@@ -316,6 +335,9 @@ class Agent:
         self._problem("journal", f"every trigger is refused: {error}{hint}")
         self._journal_error = error
 
+    def _journal_full(self, full: JournalFull) -> None:
+        self._problem("journal_full", f"every trigger is refused: {full}")
+
     async def _recover(self, attempts: Attempts) -> None:
         if self._journal_error is not None:
             return  # done when it is mended
@@ -336,12 +358,20 @@ class Agent:
                 reap_strays(self._launcher.running)
             if self._journal_error is not None:
                 await self._mend_journal(attempts)
-            elif loop.time() - pruned > PRUNE_SECONDS:
+            elif "journal_full" in self._facts.problems or loop.time() - pruned > PRUNE_SECONDS:
                 pruned = loop.time()
-                try:
-                    await self._journal.call(Journal.prune, self._now())
-                except JournalUnavailable as error:
-                    self._journal_failed(error)
+                await self._make_room()
+
+    async def _make_room(self) -> None:
+        try:
+            await self._journal.call(Journal.prune, self._now(), pressed="journal_full" in self._facts.problems)
+            await self._journal.call(Journal.check_room)
+        except JournalFull as full:
+            self._journal_full(full)
+        except JournalUnavailable as error:
+            self._journal_failed(error)
+        else:
+            self._problem("journal_full", None)
 
     async def _mend_journal(self, attempts: Attempts) -> None:
         """Try the journal again. What was refused without a record meanwhile must not turn into a yes: the floor."""
@@ -353,7 +383,7 @@ class Agent:
             await self._journal.call(Journal.prune, self._now())
             await attempts.recover()
             async with attempts.handling:  # no refusal without a record between the floor and the end of refusing
-                await self._journal.call(Journal.raise_floor, self._now())
+                await attempts.raise_floor()
                 self._journal_error = None
         except JournalUnavailable as error:
             self._journal_failed(error)

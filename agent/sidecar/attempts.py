@@ -8,68 +8,59 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import ChainMap
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import structlog
 
-from agent.actions.stop import Stop, StopReason
-from agent.contract.errors import ErrorCode, IllegalMove, JournalUnavailable, Refusal
+from agent.actions.stop import StopReason
+from agent.contract.errors import ErrorCode, IllegalMove, JournalFull, JournalUnavailable, Refusal
 from agent.contract.messages import (
-    HEARTBEAT_SECONDS,
+    CLOCK_TOLERANCE_SECONDS,
     Accepted,
-    AttemptReport,
     Cancel,
     Go,
-    Heartbeat,
     OutcomeMessage,
     Query,
     Ready,
     Release,
     Renew,
-    Reply,
-    Report,
     Result,
-    Started,
     Trigger,
     TriggerAddress,
 )
-from agent.contract.outcomes import failure, without_output
-from agent.contract.states import AttemptState, Outcome
-from agent.journal import Entry, Journal, JournalThread, Memory
+from agent.contract.states import AttemptState
+from agent.journal import Entry, Journal, JournalThread
 from agent.pod.identity import Identity
-from agent.pod.processes import kill_left_over
 from agent.sidecar import policy
+from agent.sidecar.answers import Answers
+from agent.sidecar.executions import Executions
 from agent.sidecar.inbox import Command, InvalidTrigger
-from agent.sidecar.runner import Prepared, Runner, mark_of
+from agent.sidecar.recovery import recover
+from agent.sidecar.replies import Replies, refused
+from agent.sidecar.runner import Prepared, Runner
 from agent.sidecar.voice import Outbox, Voice
 
 log = structlog.get_logger("podhook.attempts")
 
 #: Messages on their way to the broker at once, each a task; what is more waits in the outbox or is asked for again.
 MAX_TASKS = 256
+#: Ids of attempts that this process began, for when its journal cannot be read.
+MAX_ADMITTED = 10_000
 
 
-@dataclass(slots=True)
-class _Live:
-    """An attempt that has not ended."""
-
-    trigger: Trigger
-    hash: str
-    prepared: Prepared
-    stop: Stop
-    go: asyncio.Event = field(default_factory=asyncio.Event)
-    task: asyncio.Task[None] | None = None
-    start_by: datetime | None = None
-    expired: str = ""
+_LONG_AGO = datetime.fromtimestamp(0, UTC)
 
 
 @dataclass(slots=True)
 class Attempts:
     """All attempts of one agent. `group` owns their tasks.
 
-    `journal_failed` hears of a journal that cannot write; `journal_broken` has its error until it is mended.
+    `journal_failed` hears of a journal that cannot write; `journal_broken` has its error until it is mended;
+    `journal_full` hears that it writes, but has no room for more.
     """
 
     identity: Identity
@@ -83,11 +74,32 @@ class Attempts:
     now: Callable[[], datetime]
     journal_failed: Callable[[JournalUnavailable], None]
     journal_broken: Callable[[], JournalUnavailable | None]
+    journal_full: Callable[[JournalFull], None]
     stopping: bool = False
-    _live: dict[str, _Live] = field(default_factory=dict)
+    _replies: Replies = field(init=False)
+    _answers: Answers = field(init=False)
+    _executions: Executions = field(init=False)
+    _refused_until: datetime = _LONG_AGO
+    _admitted: dict[str, None] = field(default_factory=dict)
+    _started_at: datetime = field(init=False)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    _unwritten: dict[str, OutcomeMessage] = field(default_factory=dict)
     handling: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while one command is decided and recorded
+
+    def __post_init__(self) -> None:
+        self._started_at = self.now()
+        self._replies = Replies(self.identity)
+        self._executions = Executions(
+            self._replies,
+            self.journal,
+            self.runner,
+            self.voice,
+            self.outbox,
+            self._spawn,
+            self.now,
+            self.journal_failed,
+        )
+        at_hand = self._executions.at_hand
+        self._answers = Answers(self._replies, self.journal, self.now, at_hand, self._why_unusable)
 
     # -- commands
 
@@ -120,6 +132,8 @@ class Attempts:
                 await self._go(data)
             else:
                 await self._cancel_or_release(data)
+        except JournalFull as full:
+            self.journal_full(full)
         except JournalUnavailable as error:
             self.journal_failed(error)
 
@@ -131,7 +145,7 @@ class Attempts:
             policy.check_sender(error.address, self._situation())
         except Refusal as earlier:
             refusal = earlier
-        self._send_unrecorded(error.address, self._outcome(error.address, error.hash, _refused(refusal)))
+        self._send_unrecorded(error.address, self._outcome(error.address, error.hash, refused(refusal)))
 
     async def _trigger(self, command: Command, trigger: Trigger) -> None:
         situation = self._situation()
@@ -151,9 +165,20 @@ class Attempts:
         except Refusal as refusal:
             self._refuse_unrecorded(command.hash, trigger, refusal)
             return
+        except JournalFull as full:
+            self.journal_full(full)
+            reason = f"{full}; agent {self.identity} runs nothing that it cannot record: trigger again later"
+            self._refuse_unrecorded(command.hash, trigger, Refusal(ErrorCode.JOURNAL_FULL, reason))
+            return
         except JournalUnavailable as unavailable:
-            error = self.journal_broken() or unavailable  # the first cause, not that it is closed since
-            self.journal_failed(error)
+            error = self._why_unusable(unavailable)
+            if trigger.trigger_id in self._admitted:
+                return  # it ran here, or does: its outcome is said when the journal can be read again
+            await self._mark_refused(trigger.issued_at)
+            if trigger.issued_at < self._started_at:
+                reason = f"{error}; what ran here before agent {self.identity} was started cannot be looked up"
+                self._refuse_unrecorded(command.hash, trigger, Refusal(ErrorCode.BEFORE_JOURNAL, reason))
+                return
             reason = (
                 f"{error}; agent {self.identity} runs nothing that it cannot record: mend the disk, then trigger again"
             )
@@ -163,9 +188,10 @@ class Attempts:
             self._log_refused(trigger, outcome)
             self._spawn(self.outbox.send(trigger.coordinator, outcome), f"refusal {trigger.trigger_id}")
         elif isinstance(prepared, Prepared):
-            live = _Live(trigger, command.hash, prepared, Stop(trigger.timeout_seconds))
-            self._live[trigger.trigger_id] = live
-            live.task = self._spawn(self._attempt(live), f"attempt {trigger.trigger_id}")
+            self._admitted[trigger.trigger_id] = None
+            if len(self._admitted) > MAX_ADMITTED:
+                del self._admitted[next(iter(self._admitted))]
+            self._executions.begin(trigger, command.hash, prepared)
 
     async def _prepare(self, trigger: Trigger) -> Prepared | Refusal:
         try:
@@ -187,6 +213,7 @@ class Attempts:
         Returns what is known of it, if it was seen before; otherwise the outcome of its refusal, if it is refused.
 
         Raises:
+            JournalFull: there is no room for it, and it was not recorded, but it stays refused.
             JournalUnavailable: it could not be recorded.
         """
         memory = journal.remember(trigger.run_id, trigger.attempt)
@@ -201,9 +228,13 @@ class Attempts:
             if isinstance(prepared, Refusal):
                 raise prepared
         except Refusal as refusal:
-            result = _refused(refusal)
+            result = refused(refusal)
             state, outcome = AttemptState(result.outcome), self._outcome(trigger, command.hash, result)
-        journal.admit(trigger, command.hash, state, outcome, self.now())
+        try:
+            journal.admit(trigger, command.hash, state, outcome, self.now())
+        except JournalFull:  # refused without a record: the floor keeps a second copy from becoming a yes
+            journal.raise_floor(above(trigger.issued_at, self.now()))
+            raise
         return None, outcome
 
     async def _answered_from_memory(self, command: Command, trigger: Trigger) -> bool:
@@ -212,20 +243,19 @@ class Attempts:
         Raises:
             Refusal: the id stands for other content.
         """
-        live = self._live.get(trigger.trigger_id)
+        live = self._executions.live.get(trigger.trigger_id)
         if live is not None:
             self._check_same(live.hash, command, trigger)
-            waiting = trigger.wait_for_go and not live.go.is_set()
-            state = AttemptState.READY if waiting else AttemptState.STARTED
-            log.info("trigger.seen_before", trigger_id=trigger.trigger_id, state=state)
-            await self.voice.chat(
-                trigger.coordinator, trigger.run_id, self._reply(Ready if waiting else Accepted, live)
-            )
+            log.info("trigger.seen_before", trigger_id=trigger.trigger_id, state=live.state)
+            kind = Ready if live.waits else Accepted
+            again = self._replies.reply(kind, trigger, live.hash)
+            await self.voice.chat(trigger.coordinator, trigger.run_id, again)
             return True
-        unwritten = self._unwritten.get(trigger.trigger_id)
+        unwritten = self._executions.unwritten.get(trigger.trigger_id)
         if unwritten is not None:
-            self._check_same(unwritten.trigger_hash, command, trigger)
-            self._spawn(self.outbox.send(trigger.coordinator, unwritten, recorded=False), f"again {trigger.trigger_id}")
+            _, outcome = unwritten
+            self._check_same(outcome.trigger_hash, command, trigger)
+            self._spawn(self.outbox.send(trigger.coordinator, outcome, recorded=False), f"again {trigger.trigger_id}")
         return unwritten is not None
 
     @staticmethod
@@ -244,8 +274,8 @@ class Attempts:
         self._spawn(self.outbox.send(coordinator, known.outcome), f"again {known.run_id}/{known.attempt}")
 
     async def _go(self, go: Go) -> None:
-        live = self._live.get(go.trigger_id)
-        if live is None or not live.trigger.wait_for_go or live.go.is_set() or live.stop.reason is not None:
+        live = self._executions.live.get(go.trigger_id)
+        if live is None or not live.waits or live.stop.reason is not None:
             log.info("go.ignored", trigger_id=go.trigger_id, reason="not waiting for it")
             return
         if self.now() > go.start_by:
@@ -261,10 +291,11 @@ class Attempts:
         live.go.set()
 
     async def _cancel_or_release(self, command: Cancel | Release) -> None:
-        live = self._live.get(command.trigger_id)
-        if live is not None and isinstance(command, Cancel):  # needs no journal: a broken disk must not keep it alive
-            live.stop.set(StopReason.CANCELLED)
-            return
+        if isinstance(command, Cancel):  # needs no journal: a broken disk must not keep it alive
+            for live in self._executions.up_to(command):
+                live.stop.set(StopReason.CANCELLED)
+            if command.trigger_id in self._executions.live:
+                return
         memory = await self.journal.call(Journal.remember, command.run_id, command.attempt)
         known = memory.entry(command.attempt)
         if known is None:
@@ -276,170 +307,17 @@ class Attempts:
         await self._say_again(known, known.coordinator)
 
     async def _answer(self, query: Query) -> None:
-        """Answer a query; with a journal that cannot be used, with what is at hand, and that it cannot tell more."""
-        try:
-            report = await self._query(query)
-        except JournalUnavailable as error:
-            self.journal_failed(self.journal_broken() or error)
-            report = self._compose_report(query, self._at_hand(query), cannot_tell=str(error))
+        report = await self._answers.to(query)
         if len(self._tasks) < MAX_TASKS:
             self._spawn(self.voice.report(query.coordinator, report), f"report {query.query_id}")
         else:
             log.warning("report.dropped", query_id=query.query_id, tasks=len(self._tasks), next="it is asked again")
 
-    def _at_hand(self, query: Query) -> list[AttemptReport]:
-        """The attempts of a run that this process knows without its journal."""
-        found = [
-            AttemptReport(
-                attempt=live.trigger.attempt,
-                state=AttemptState.READY if live.trigger.wait_for_go and not live.go.is_set() else AttemptState.STARTED,
-                trigger_hash=live.hash,
-                targets=live.trigger.targets,
-            )
-            for live in self._live.values()
-            if live.trigger.run_id == query.run_id
-        ]
-        found += [
-            AttemptReport(
-                attempt=ended.attempt,
-                state=AttemptState(ended.outcome),
-                trigger_hash=ended.trigger_hash,
-                outcome=ended,
-            )
-            for ended in self._unwritten.values()
-            if ended.run_id == query.run_id
-        ]
-        return [each for each in found if query.attempt in (None, each.attempt)]
-
-    async def _query(self, query: Query) -> Report:
-        memory = await self.journal.call(Journal.remember, query.run_id, query.attempt)
-        entries = [entry for entry in memory.entries if query.attempt in (None, entry.attempt)]
-        cannot_tell = None if entries else self._reach(query, memory)
-        tombstoned = memory.tombstoned and not entries
-        if not entries and query.settle and cannot_tell is None:
-            assert query.attempt is not None
-            assert query.deadline is not None
-            await self.journal.call(Journal.tombstone, query.run_id, query.attempt, query.deadline, self.now())
-            tombstoned = True
-        attempts = [_report(entry, with_output=len(entries) == 1) for entry in entries]
-        return self._compose_report(query, attempts, tombstoned=tombstoned, cannot_tell=cannot_tell)
-
-    def _compose_report(
-        self, query: Query, attempts: list[AttemptReport], *, tombstoned: bool = False, cannot_tell: str | None = None
-    ) -> Report:
-        return Report(
-            query_id=query.query_id,
-            run_id=query.run_id,
-            namespace=self.identity.namespace,
-            pod=self.identity.pod,
-            pod_uid=self.identity.pod_uid,
-            attempt=query.attempt,
-            attempts=attempts,
-            tombstoned=tombstoned,
-            cannot_tell=cannot_tell if cannot_tell is None else cannot_tell[:1000],
-        )
-
-    def _reach(self, query: Query, memory: Memory) -> str | None:
-        if query.pod_uid is None or query.issued_at is None or query.deadline is None:
-            return "the query does not say for which pod uid, issued_at and deadline"
-        return policy.reach(query.pod_uid, query.issued_at, query.deadline, memory, self.identity)
-
-    # -- attempts
-
-    async def _attempt(self, live: _Live) -> None:
-        trigger = live.trigger
-        try:
-            result = await self._until_started(live)
-            if result is None:
-                self._spawn(self._say_started(live, self.now()), f"started {trigger.trigger_id}")
-                heartbeat = asyncio.create_task(self._beat(live), name=f"heartbeat {trigger.trigger_id}")
-                try:
-                    result = await self.runner.run(live.prepared, live.stop)
-                finally:
-                    heartbeat.cancel()
-            await self._finish(live, result)
-        finally:
-            self._live.pop(trigger.trigger_id, None)
-
-    async def _until_started(self, live: _Live) -> Result | None:
-        """None when the action may begin; otherwise how the attempt ended without it."""
-        trigger = live.trigger
-        if not trigger.wait_for_go:
-            if self.now() <= trigger.deadline:
-                return None
-            return _refused(Refusal(ErrorCode.EXPIRED, "the deadline passed while the trigger was being recorded"))
-        for kind in (Accepted, Ready):
-            await self.voice.chat(trigger.coordinator, trigger.run_id, self._reply(kind, live))
-        left = (trigger.deadline - self.now()).total_seconds()
-        going = asyncio.create_task(live.go.wait(), name=f"go {trigger.trigger_id}")
-        stopped = asyncio.create_task(live.stop.wait(), name=f"stop {trigger.trigger_id}")
-        try:
-            await asyncio.wait({going, stopped}, timeout=max(left, 0), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            going.cancel()
-            stopped.cancel()
-        match live.stop.reason:
-            case StopReason.CANCELLED:
-                return failure(
-                    Outcome.CANCELLED, ErrorCode.CANCELLED, "cancelled while it waited for go; it did not run"
-                )
-            case StopReason.AGENT_STOPPING:
-                return _refused(
-                    Refusal(ErrorCode.STOPPING, "the agent stops; the attempt waited for go and did not run")
-                )
-        if live.go.is_set():
-            latest = min(trigger.deadline, live.start_by or trigger.deadline)
-            if self.now() <= latest:  # looked at again: recording the go took its time
-                return None
-            live.expired = f"go came too late to start by {latest.isoformat()}"
-        reason = live.expired or f"no go came by the deadline {trigger.deadline.isoformat()}"
-        return _refused(Refusal(ErrorCode.EXPIRED, f"{reason}; it did not run"))
-
-    async def _say_started(self, live: _Live, at: datetime) -> None:
-        """Said while the action runs: it is chatter, and the action shall not wait for it."""
-        trigger = live.trigger
-        await asyncio.sleep(0)  # the action asks for its start first
-        log.info("attempt.started", trigger_id=trigger.trigger_id, hook=trigger.name, **_what(trigger))
-        if not trigger.wait_for_go:
-            await self.voice.chat(trigger.coordinator, trigger.run_id, self._reply(Accepted, live))
-        await self.voice.chat(trigger.coordinator, trigger.run_id, self._reply(Started, live, at=at))
-
-    async def _beat(self, live: _Live) -> None:
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
-        while True:
-            await asyncio.sleep(HEARTBEAT_SECONDS)
-            beat = self._reply(Heartbeat, live, running_seconds=round(loop.time() - begun, 3))
-            await self.voice.chat(live.trigger.coordinator, live.trigger.run_id, beat)
-
-    async def _finish(self, live: _Live, result: Result) -> None:
-        trigger = live.trigger
-        outcome = self._outcome(trigger, live.hash, result)
-        recorded = await self._record(outcome)
-        # A task of its own: the attempt has ended, whether the broker listens or not.
-        self._spawn(self.outbox.send(trigger.coordinator, outcome, recorded=recorded), f"outcome {trigger.trigger_id}")
-        await asyncio.sleep(0)  # the outcome leaves first
-        log.info(
-            "attempt.finished",
-            trigger_id=trigger.trigger_id,
-            hook=trigger.name,
-            outcome=outcome.outcome,
-            code=outcome.error.code if outcome.error else None,
-            duration_seconds=round(outcome.duration_seconds, 4),
-        )
-
-    async def _record(self, outcome: OutcomeMessage) -> bool:
-        """Write an outcome down; a second time without its output if the disk has no room for it."""
-        for version in (outcome, without_output(outcome)):
-            try:
-                await self.journal.call(Journal.finish, outcome.run_id, outcome.attempt, version, self.now())
-                return True
-            except JournalUnavailable as error:
-                failed = error
-        self._unwritten[outcome.trigger_id] = outcome
-        self.journal_failed(failed)
-        log.error("outcome.not_recorded", trigger_id=outcome.trigger_id, error=str(failed))
-        return False
+    def _why_unusable(self, error: JournalUnavailable) -> JournalUnavailable:
+        """Pass on that the journal failed; returns the first cause, not that it is closed since."""
+        first = self.journal_broken() or error
+        self.journal_failed(first)
+        return first
 
     # -- life
 
@@ -451,36 +329,25 @@ class Attempts:
         Raises:
             JournalUnavailable: the journal cannot be read or written.
         """
-        for trigger_id, unwritten in list(self._unwritten.items()):
-            with contextlib.suppress(IllegalMove):  # it has an outcome already: the first one stays
-                await self.journal.call(Journal.finish, unwritten.run_id, unwritten.attempt, unwritten, self.now())
-            del self._unwritten[trigger_id]
-        for entry in await self.journal.call(Journal.unfinished):
-            trigger_id = f"{entry.run_id}/{entry.attempt}"
-            if trigger_id in self._live or trigger_id in self._unwritten:
-                continue
-            if entry.state is AttemptState.READY:
-                result = _refused(
-                    Refusal(
-                        ErrorCode.AGENT_RESTARTED_BEFORE_START,
-                        "the agent restarted while it waited for go; it did not run",
-                    )
-                )
-            else:
-                if left := await kill_left_over(mark_of(self.identity.pod_uid, trigger_id)):
-                    log.warning("attempt.left_over_killed", trigger_id=trigger_id, processes=left)
-                result = failure(
-                    Outcome.INTERRUPTED,
-                    ErrorCode.AGENT_RESTARTED,
-                    f"agent {self.identity} went away while the attempt ran and was started again; "
-                    "whether it took effect is unknown",
-                )
-            outcome = self._compose(entry.run_id, entry.attempt, entry.trigger_hash, result)
-            try:
-                await self.journal.call(Journal.finish, entry.run_id, entry.attempt, outcome, self.now())
-            except IllegalMove:  # it ended while we looked
-                continue
-            log.warning("attempt.recovered", trigger_id=outcome.trigger_id, outcome=outcome.outcome)
+        await self._executions.write_down()
+        ours = ChainMap[str, Any](self._executions.live, self._executions.unwritten, self._admitted)
+        await recover(self.journal, self._replies, self.now, ours)
+
+    async def raise_floor(self) -> None:
+        """What was refused without a record while the journal failed must not turn into a yes.
+
+        Raises:
+            JournalUnavailable: the floor cannot be written.
+        """
+        await self.journal.call(Journal.raise_floor, self._refused_until)
+
+    async def _mark_refused(self, issued_at: datetime) -> None:
+        """Remember a refusal that the journal could not take, also for a process that comes after us."""
+        self._refused_until = max(self._refused_until, above(issued_at, self.now()))
+        try:
+            await self.journal.mark_refused(self._refused_until)
+        except OSError as error:
+            log.warning("refusal.not_marked", error=str(error), effect="known to this process only")
 
     async def drain(self, grace_seconds: float, send_seconds: float) -> None:
         """Take no new work; let what runs go on for `grace_seconds`, then stop it and record every outcome.
@@ -490,27 +357,18 @@ class Attempts:
         self.stopping = True
         async with self.handling:  # what was admitted just before runs by now, so it is among those to wait for
             pass
-        for live in self._live.values():
-            if live.trigger.wait_for_go and not live.go.is_set():
-                live.stop.set(StopReason.AGENT_STOPPING)
-        if running := self._running():
-            await asyncio.wait(running, timeout=grace_seconds)
-        for live in self._live.values():
-            live.stop.set(StopReason.AGENT_STOPPING)
-        while running := self._running():
-            await asyncio.wait(running)
+        await self._executions.end(grace_seconds)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=send_seconds)
         for task in self._tasks:
             task.cancel()
 
-    def _running(self) -> list[asyncio.Task[None]]:
-        return [live.task for live in self._live.values() if live.task is not None]
-
     # -- within
 
     def _situation(self) -> policy.Situation:
-        return policy.Situation(self.identity, self.allow_unsigned, self.stopping, len(self._live), self.max_concurrent)
+        return policy.Situation(
+            self.identity, self.allow_unsigned, self.stopping, len(self._executions.live), self.max_concurrent
+        )
 
     def _spawn(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
         task = self.group.create_task(work, name=name)
@@ -518,8 +376,11 @@ class Attempts:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def _outcome(self, trigger: TriggerAddress, trigger_hash: str, result: Result) -> OutcomeMessage:
+        return self._replies.outcome(trigger.run_id, trigger.attempt, trigger_hash, result)
+
     def _refuse_unrecorded(self, trigger_hash: str, trigger: TriggerAddress, refusal: Refusal) -> None:
-        outcome = self._outcome(trigger, trigger_hash, _refused(refusal))
+        outcome = self._outcome(trigger, trigger_hash, refused(refusal))
         self._log_refused(trigger, outcome)
         self._send_unrecorded(trigger, outcome)
 
@@ -537,53 +398,12 @@ class Attempts:
         message = outcome.error.message if outcome.error else None
         log.warning("trigger.refused", trigger_id=trigger.trigger_id, code=code, error=message)
 
-    def _reply(self, kind: type[Reply], live: _Live, **more: object) -> Reply:
-        return kind.model_validate(
-            {
-                "run_id": live.trigger.run_id,
-                "attempt": live.trigger.attempt,
-                "trigger_hash": live.hash,
-                "namespace": self.identity.namespace,
-                "pod": self.identity.pod,
-                "pod_uid": self.identity.pod_uid,
-                **more,
-            }
-        )
 
-    def _outcome(self, trigger: TriggerAddress, trigger_hash: str, result: Result) -> OutcomeMessage:
-        return self._compose(trigger.run_id, trigger.attempt, trigger_hash, result)
+def above(issued_at: datetime, now: datetime) -> datetime:
+    """A floor under which a trigger falls that was issued then, and all that are older.
 
-    def _compose(self, run_id: str, attempt: int, trigger_hash: str, result: Result) -> OutcomeMessage:
-        who = {
-            "namespace": self.identity.namespace,
-            "pod": self.identity.pod,
-            "pod_uid": self.identity.pod_uid,
-        }
-        return OutcomeMessage.model_validate(
-            {**dict(result), "run_id": run_id, "attempt": attempt, "trigger_hash": trigger_hash, **who}
-        )
-
-
-def _refused(refusal: Refusal) -> Result:
-    outcome = Outcome.CANCELLED if refusal.code is ErrorCode.TOMBSTONED else Outcome.REJECTED
-    return failure(outcome, refusal.code, refusal.message)
-
-
-def _report(entry: Entry, *, with_output: bool) -> AttemptReport:
-    outcome = entry.outcome if with_output or entry.outcome is None else without_output(entry.outcome)
-    return AttemptReport(
-        attempt=entry.attempt,
-        state=entry.state,
-        trigger_hash=entry.trigger_hash,
-        targets=entry.targets,
-        outcome=outcome,
-    )
-
-
-def _what(trigger: Trigger) -> dict[str, str]:
-    """What is said of an action in a log: its kind, and argv[0] of a command."""
-    if trigger.action is None:
-        return {}
-    if trigger.action.exec_ is not None:
-        return {"action": "exec", "program": trigger.action.exec_.command[0]}
-    return {"action": trigger.action.kind}
+    Its clock may be ahead of ours, but not by more than is tolerated: otherwise one trigger from the year 9000 would
+    close the agent until then.
+    """
+    ahead = timedelta(seconds=CLOCK_TOLERANCE_SECONDS)
+    return min(max(issued_at + timedelta(microseconds=1), now), now + ahead)

@@ -81,10 +81,10 @@ def check_trigger(trigger: Trigger, memory: Memory, situation: Situation, now: d
 
 
 def check_times(trigger: Trigger, memory: Memory, now: datetime) -> None:
-    """The clocks: not from the future, not past its deadline, not older than our memory.
+    """The clocks: not from the future, not past its deadline, not older than our memory, not refused before.
 
     Raises:
-        Refusal: clock_skew, deadline_too_far, expired or before_journal, with the times that decided.
+        Refusal: with the times that decided.
     """
     ahead = (trigger.issued_at - now).total_seconds()
     if ahead > CLOCK_TOLERANCE_SECONDS:
@@ -105,20 +105,34 @@ def check_times(trigger: Trigger, memory: Memory, now: datetime) -> None:
             f"the deadline to start was {trigger.deadline.isoformat()}, it is {now.isoformat()} here; "
             "trigger again, with a longer start window if delivery is slow",
         )
-    if trigger.issued_at < memory.floor or trigger.deadline <= memory.forgotten_deadline:
+    if (why := forgotten(trigger.issued_at, trigger.deadline, memory)) is not None:
         raise Refusal(
             ErrorCode.BEFORE_JOURNAL,
-            f"the trigger was issued at {trigger.issued_at.isoformat()}, before this agent's memory begins "
-            f"({max(memory.floor, memory.forgotten_deadline).isoformat()}), so it may have run already; trigger again",
+            f"the trigger may have run here already: {why}; look there before you trigger again",
+        )
+    if trigger.issued_at < memory.floor:
+        raise Refusal(
+            ErrorCode.JOURNAL_UNAVAILABLE,
+            f"the trigger was issued at {trigger.issued_at.isoformat()}, and until {memory.floor.isoformat()} triggers "
+            "were refused without a record, because the journal had no room or did not work; trigger again",
         )
 
 
-def reach(pod_uid: str, issued_at: datetime, deadline: datetime, memory: Memory, identity: Identity) -> str | None:
+def reach(
+    pod_uid: str, issued_at: datetime, deadline: datetime, memory: Memory, identity: Identity, now: datetime
+) -> str | None:
     """Why an empty memory proves nothing about an attempt; None when it does prove that it never started here."""
+    if (issued_at - now).total_seconds() > CLOCK_TOLERANCE_SECONDS:
+        return f"issued at {issued_at.isoformat()}, and it is {now.isoformat()} here: the clocks differ too much"
     if pod_uid != identity.pod_uid:
         return f"the attempt was meant for pod uid {pod_uid}; this is {identity.pod_uid}"
-    if issued_at < memory.floor:
-        return f"issued at {issued_at.isoformat()}, before this journal's memory begins ({memory.floor.isoformat()})"
+    return forgotten(issued_at, deadline, memory)
+
+
+def forgotten(issued_at: datetime, deadline: datetime, memory: Memory) -> str | None:
+    """Why the journal may not know a trigger any more, or never did; None when it knows all with these times."""
+    if issued_at < memory.born_at:
+        return f"issued at {issued_at.isoformat()}, before this journal's memory begins ({memory.born_at.isoformat()})"
     if deadline <= memory.forgotten_deadline:
         return f"its deadline {deadline.isoformat()} is among those that were forgotten"
     return None

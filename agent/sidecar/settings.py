@@ -74,6 +74,9 @@ class AgentSettings(BaseSettings):
     allow_unsigned: bool = Field(
         default=False, description="Run triggers that nobody signed. Whoever reaches the broker can then run commands"
     )
+    health_port: int = Field(
+        0, ge=0, le=65535, description="Port of GET /healthz for a liveness probe: 200 while the agent lives; 0: none"
+    )
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity that is logged")
 

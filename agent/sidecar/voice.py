@@ -11,6 +11,7 @@ from datetime import datetime
 
 import structlog
 
+from agent.bus.limits import PACKET_ROOM_BYTES
 from agent.bus.link import Link
 from agent.bus.types import Publication
 from agent.contract.errors import JournalUnavailable, LinkDown, PublishRefused
@@ -57,7 +58,7 @@ class Voice:
     async def report(self, coordinator: str, report: Report) -> None:
         """Answer a query, on the query's own run topic. A lost answer is asked for again.
 
-        What does not fit goes: first the output, then the oldest attempts.
+        What does not fit goes: first the output, then the oldest attempts. A list of runs begins with its newest.
         """
         if len(self.seal(report)) > self._limit_bytes:
             bare = [
@@ -66,7 +67,8 @@ class Voice:
             ]
             report = report.model_copy(update={"attempts": bare})
         while len(report.attempts) > 1 and len(self.seal(report)) > self._limit_bytes:
-            newest = report.attempts[(len(report.attempts) + 1) // 2 :]
+            half = (len(report.attempts) + 1) // 2
+            newest = report.attempts[:half] if report.run_id is None else report.attempts[-half:]
             report = report.model_copy(update={"attempts": newest})
         await self._publish(coordinator, report.query_id, report, qos=1)
 
@@ -87,7 +89,7 @@ class Voice:
         """What fits into one message: our own bound, or less room in the broker's packets for it and its topic."""
         limits = self._link.limits
         packet = limits.maximum_packet_bytes if limits else None
-        return min(MAX_OUTCOME_BYTES, packet - 1024) if packet is not None else MAX_OUTCOME_BYTES
+        return min(MAX_OUTCOME_BYTES, packet - PACKET_ROOM_BYTES) if packet is not None else MAX_OUTCOME_BYTES
 
     async def _publish(self, coordinator: str, run_id: str, message: Message, *, qos: int) -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.bus.broker import parse_broker
-from agent.bus.limits import OLD_PROTOCOL_WARNINGS, limits_of
+from agent.bus.limits import OLD_PROTOCOL_NOTES, limits_of
 from agent.bus.types import Connected, Delivery, LinkOptions
 from tests.bus.peers import SESSION, next_event, numbered, send, take, up
 
@@ -14,7 +14,8 @@ async def test_each_broker_says_what_it_cannot_keep(broker_url, topics_root):
     async with up(broker_url, topics_root) as link:
         limits = (await next_event(link, Connected)).limits
     assert limits.protocol == broker_url.protocol
-    assert limits.warnings == (() if broker_url.protocol == "5" else OLD_PROTOCOL_WARNINGS)
+    assert limits.warnings == ()
+    assert limits.notes == (() if broker_url.protocol == "5" else OLD_PROTOCOL_NOTES)
 
 
 async def test_auto_takes_mqtt_5_where_it_is_spoken(mosquitto, topics_root):
@@ -47,6 +48,7 @@ async def test_mosquitto_holds_back_what_is_over_our_receive_maximum(mosquitto, 
         ({"RetainAvailable": 0}, "no retained messages"),
         ({"SessionExpiryInterval": 60}, "for 60 s instead of 600 s"),
         ({"MaximumPacketSize": 100_000}, "at most 100000 bytes"),
+        ({"ReceiveMaximum": 19}, "at most 19 unacknowledged messages"),
     ],
 )
 def test_a_promise_that_the_broker_takes_back_is_named(said, warning):

@@ -54,7 +54,7 @@ async def test_with_3_1_1_a_refusal_is_not_seen_and_that_is_said_at_connect_time
     (tmp_path / "acl").write_text("topic readwrite allowed/#\n")
     broker = parse_broker(start_mosquitto(f"acl_file {tmp_path}/acl").url, protocol="3.1.1")
     async with up(broker, "me", "forbidden/x", "allowed/x") as link:
-        assert any("refuses looks like one that it took" in warning for warning in link.limits.warnings)
+        assert any("refuses looks like one that it took" in warning for warning in link.limits.notes)
         await send(link, "forbidden/x", [b"lost"])
         await send(link, "allowed/x", [b"end"])
         assert await take_until(link, b"end") == []

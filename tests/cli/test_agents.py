@@ -34,6 +34,7 @@ def test_json_is_one_object_an_agent(shared):
         "version",
         "started_at",
         "clock",
+        "skew_seconds",
         "labels",
         "containers",
         "owners",
@@ -43,6 +44,38 @@ def test_json_is_one_object_an_agent(shared):
     for each in found:
         assert each.keys() >= keys
         assert (each["state"], each["labels"], each["unsigned"]) == ("online", {"app": "db"}, True)
+
+
+def test_the_skew_of_each_clock_is_measured(shared):
+    found = lines(shared("agents", "-o", "json").stdout)
+    assert all(abs(each["skew_seconds"]) < 1 for each in found), found
+    [row] = [line for line in shared("agents").stdout.splitlines() if "db-0" in line]
+    assert row.split()[-1] in ("+0.0s", "-0.0s")
+
+
+def test_who_is_gone_for_good_is_pruned_and_who_lives_stays(cli):
+    cli.agent("db-0")
+    gone = cli.agent("db-1")
+    cli.online("db-0", "db-1")
+    gone.process.kill()
+    poll(lambda: "offline" in cli("agents").stdout, "the will speaks", 20)
+    done = cli("agents", "--prune", "-o", "json")
+    assert done.returncode == 0
+    assert "cleared the presence of default/db-1, which was offline" in done.stderr
+    assert "db-0" not in done.stderr
+    assert [each["pod"] for each in lines(done.stdout)] == ["db-0"]
+    assert [each["pod"] for each in lines(cli("agents", "-o", "json").stdout)] == ["db-0"]
+    assert "cleared" not in cli("agents", "--prune").stderr, "there is nothing left to prune"
+
+
+def test_prune_goes_no_further_than_namespace_and_selector(cli):
+    gone = cli.agent("db-0", "shop")
+    cli.online("db-0")
+    gone.process.kill()
+    poll(lambda: "offline" in cli("agents").stdout, "the will speaks", 20)
+    assert "cleared" not in cli("agents", "--prune", "-n", "lab").stderr
+    assert "cleared" not in cli("agents", "--prune", "-l", "app=web").stderr
+    assert "cleared" in cli("agents", "--prune", "-n", "shop", "-l", "app=db").stderr
 
 
 def test_nobody_is_told_as_such(cli):

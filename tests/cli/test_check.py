@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests.brokers import Mosquitto, free_port
 from tests.cli.conftest import clean_environment
 
 GOOD = """
@@ -102,3 +103,60 @@ def test_what_is_no_hook_at_all_is_an_error_and_not_a_crash(tmp_path, text):
 def test_a_file_that_is_not_there_or_a_directory_is_named(tmp_path):
     assert "cannot read none.yaml: No such file" in check("none.yaml", cwd=tmp_path).stderr
     assert "Is a directory" in check(tmp_path).stderr
+
+
+# -- a broker
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("", 0, "keeps every promise that it can tell of"),
+        ("retain_available false", 1, "no retained messages"),
+        ("max_qos 0", 1, "no QoS 1"),
+        ("max_inflight_messages 5", 1, "at most 5 unacknowledged messages at once"),
+        ("max_packet_size 20000", 1, "packets of at most 20000 bytes"),
+        ("max_packet_size 200000", 0, "keeps every promise"),
+    ],
+)
+def test_a_broker_is_told_what_it_does_not_keep(tmp_path, line, code, said):
+    broker = Mosquitto(tmp_path, line)
+    broker.start()
+    try:
+        done = check("--broker", broker.url)
+    finally:
+        broker.stop()
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout
+    assert f"{broker.url}: MQTT 5" in done.stdout
+
+
+@pytest.mark.broker
+def test_what_an_older_protocol_leaves_out_is_a_note_and_no_fault(nats):
+    done = check("--broker", nats.url)
+    assert (done.returncode, "MQTT 3.1.1" in done.stdout, "note: " in done.stdout) == (0, True, True)
+
+
+@pytest.mark.broker
+def test_a_check_leaves_no_session_behind(mosquitto):
+    before = mosquitto.log.read_bytes().count(b"podhook_check_")
+    assert check("--broker", mosquitto.url).returncode == 0
+    log = mosquitto.log.read_text().splitlines()
+    connects = [line for line in log if "New client connected" in line and "podhook_check_" in line]
+    assert len(connects) == 2, "once as an agent does, once to take its session back"
+    assert "(p5, c0," in connects[0]
+    assert "(p5, c1," in connects[1]
+    assert before == 0
+
+
+def test_a_broker_that_is_not_there_has_its_exit_code():
+    done = check("--broker", f"mqtt://127.0.0.1:{free_port()}")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "cannot reach the broker" in done.stderr
+
+
+def test_without_a_file_or_a_broker_there_is_nothing_to_check():
+    done = check()
+    assert done.returncode == 2
+    assert "give a FILE of hooks, or --broker URL" in done.stderr

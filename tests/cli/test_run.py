@@ -54,7 +54,7 @@ def test_1_when_a_pod_failed_and_the_table_says_why(shared):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "Missing argument 'FILE'"),
+        ([], "give a FILE of hooks, or --run-id"),
         (["none.yaml"], "cannot read none.yaml: No such file or directory"),
         (["{file}", "--timeout", "300"], "write 300s"),
         (["{file}", "--timeout", "soon"], "--timeout 'soon' is not a duration"),

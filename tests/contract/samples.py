@@ -130,6 +130,7 @@ SAMPLES: dict[str, Message] = {
         issued_at=NOW,
         deadline=LATER,
     ),
+    "query.v1-list": Query(query_id=QUERY, coordinator="nightly", limit=20),
     "accepted.v1": Accepted(**SAID_BY),
     "ready.v1": Ready(**SAID_BY),
     "started.v1": Started(**SAID_BY, at=NOW),
@@ -153,10 +154,20 @@ SAMPLES: dict[str, Message] = {
             AttemptReport(
                 attempt=1, state=AttemptState.FAILED, trigger_hash="ab" * 32, targets=TARGETS, outcome=OUTCOME
             ),
-            AttemptReport(attempt=2, state=AttemptState.STARTED, trigger_hash="cd" * 32),
+            AttemptReport(
+                run_id=RUN,
+                attempt=2,
+                state=AttemptState.STARTED,
+                trigger_hash="cd" * 32,
+                name="mysql-freeze",
+                issued_at=NOW,
+                deadline=LATER,
+                changed_at=NOW,
+            ),
         ],
         tombstoned=True,
         cannot_tell="asked about another pod uid",
+        clock=NOW,
     ),
     "presence.v1": Presence(
         namespace="shop",

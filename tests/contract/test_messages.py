@@ -208,7 +208,7 @@ def test_a_trigger_has_an_action_or_the_name_of_a_hook():
 def test_only_a_query_that_settles_needs_the_whole_attempt():
     assert Query(query_id=RUN, coordinator="c", run_id=RUN).settle is False
     message = refused(event("query.v1", pod_uid=None))
-    assert "a query that settles names attempt, pod_uid, issued_at and deadline" in message
+    assert "a query that settles names run_id, attempt, pod_uid, issued_at and deadline" in message
 
 
 def test_the_hash_of_targets_knows_the_set_and_not_its_order():

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import signal
+import uuid
 from datetime import UTC, datetime
 
 import pytest
@@ -196,6 +197,63 @@ async def test_a_timed_out_attempt_is_repeated(fleet, diary, quick_retries):
     await fleet.start("db-0")
     run = await fleet.run(sh(f"{diary.note()}; sleep 600"), max_retry=1, timeout_seconds=0.2)
     assert (outcomes(run), len(diary.lines)) == ({"db-0": "timed_out"}, 2)
+
+
+async def test_a_retry_that_never_left_does_not_hide_that_the_hook_ran(fleet, diary, quick_retries):
+    """The hook takes its own agent down: the second attempt cannot leave, and the first is what counts."""
+    [agent] = await fleet.spawn("db-0")
+    kill = f"{diary.note()}; kill -9 {agent.pid}; exit 1"
+    async with asyncio.timeout(90):
+        run = await fleet.run(sh(kill), max_retry=1, retry_unknown=True, start_window_seconds=2)
+    assert len(diary.lines) == 1
+    assert outcomes(run) == {"db-0": "lost"}, run
+    assert any("attempt 2 was unreachable" in note for note in run.targets[0].result.notes), run
+
+
+@pytest.mark.parametrize("attempt", [1, 2, 5, 6, 60])
+def test_the_pause_before_a_retry_doubles_up_to_half_a_minute_and_is_drawn_from_its_second_half(attempt):
+    most = min(2 ** (attempt - 1), 30)
+    assert rounds.retry_pause_seconds(attempt, 0) == most / 2
+    assert rounds.retry_pause_seconds(attempt, 1) == most
+    assert most / 2 < rounds.retry_pause_seconds(attempt, 0.3) < most
+
+
+async def test_targets_that_failed_together_do_not_come_back_together(fleet, diary, monkeypatch):
+    monkeypatch.setattr(rounds, "RETRY_FIRST_SECONDS", 1.0)
+    await fleet.start(*(f"db-{at}" for at in range(5)))
+    heard = Heard()
+    await fleet.run(sh("exit 1"), max_retry=1, on_event=heard)
+    pauses = {event.text.rpartition(" in ")[2] for event in heard.events if event.kind == "retry"}
+    assert len(pauses) > 1, f"all pauses are the same: {pauses}"
+
+
+async def test_a_pod_that_was_replaced_before_its_turn_is_sent_nothing(fleet, diary):
+    """Fixed targets: the successor is another agent, and the predecessor may hang somewhere with a session."""
+    await fleet.start("db-0")
+    [second] = await fleet.start("db-1")
+    async with fleet.coordinator() as coordinator, Ear(fleet) as ear:
+        running = asyncio.create_task(coordinator.run(HookCall(sh(f"{diary.note()}; sleep 3"), max_parallel=1)))
+        await until(lambda: diary.lines, "the first pod runs it")
+        await second.end()
+        await fleet.start("db-1", pod_uid="another", state_dir=fleet.directory / "another")
+        run = await running
+        assert [pod for pod, _ in ear.of(Trigger)] == ["db-0"]
+    assert (outcomes(run), codes(run)) == (
+        {"db-0": "succeeded", "db-1": "unreachable"},
+        {"db-0": None, "db-1": "never_published"},
+    )
+    assert len(diary.lines) == 1
+
+
+async def test_one_run_id_in_two_coordinators_runs_on_one_pod_only(fleet, diary):
+    await fleet.start("db-0", "db-1")
+    run_id = str(uuid.uuid4())
+    hook = sh(diary.note(), strategy="ExecuteOnOne")
+    async with fleet.coordinator() as one, fleet.coordinator() as two:
+        first = await one.run(HookCall(hook), run_id=run_id)
+        second = await two.run(HookCall(hook), run_id=run_id)
+    assert (outcomes(first), outcomes(second)) == ({"db-0": "succeeded"}, {"db-0": "rejected"})
+    assert len(diary.lines) == 1
 
 
 async def test_a_permanent_rejection_is_not_repeated(fleet, quick_retries):
@@ -466,19 +524,6 @@ async def test_who_said_goodbye_while_the_broker_was_away_from_us_is_forgotten(f
 # -- what goes wrong on the way
 
 
-async def test_an_agent_that_is_killed_and_comes_back_says_interrupted_and_it_is_not_run_again(fleet, diary):
-    agent = fleet.process("db-0")
-    await fleet.online("db-0")
-    running = asyncio.create_task(fleet.run(sh(f"{diary.note()}; exec sleep 3"), max_retry=3))
-    await until(lambda: diary.lines, "the hook runs")
-    agent.kill()
-    agent.wait(5)
-    fleet.process("db-0")
-    run = await asyncio.wait_for(running, 20)
-    assert (run.verdict, outcomes(run)) == (Verdict.FAILED, {"db-0": "interrupted"})
-    assert len(diary.lines) == 1
-
-
 async def test_an_agent_that_is_killed_and_stays_away_is_lost(fleet, diary, monkeypatch):
     monkeypatch.setattr(watch, "CLOCK_TOLERANCE_SECONDS", 1)
     monkeypatch.setattr(watch, "ENDING_SECONDS", 0)
@@ -507,28 +552,6 @@ async def test_the_outcome_is_gathered_although_the_broker_restarted_meanwhile(a
     assert run.verdict is Verdict.SUCCEEDED
     assert {each.result.stdout.text for each in run.targets} == {"through\n"}
     assert diary.lines == [f"{run.run_id}/1"] * 2
-
-
-async def test_an_outcome_that_the_broker_dropped_is_asked_for(fleet, diary, monkeypatch):
-    """Every first outcome is lost on its way in; the journals have them."""
-    await fleet.start("db-0", "db-1")
-    async with fleet.coordinator() as coordinator:
-        original, dropped = coordinator._wire.take, []
-
-        def lossy(delivery):
-            if b"outcome.v1" in delivery.payload and b"report.v1" not in delivery.payload:
-                dropped.append(delivery.topic)
-                return
-            original(delivery)
-
-        monkeypatch.setattr(type(coordinator._wire), "take", lambda _, delivery: lossy(delivery))
-        heard = Heard()
-        run = await coordinator.run(HookCall(sh(f"{diary.note()}; echo x")), on_event=heard)
-    assert run.verdict is Verdict.SUCCEEDED
-    assert {each.result.stdout.text for each in run.targets} == {"x\n"}
-    assert len(set(dropped)) == 2, "an outcome of each (one may be published twice until its PUBACK is noted)"
-    assert sorted(heard.of("asked")) == ["db-0", "db-1"]
-    assert len(diary.lines) == 2
 
 
 async def test_a_trigger_that_the_broker_dropped_is_sent_again_as_it_was(fleet, diary, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 
 from agent.contract.errors import TEMPORARY, ErrorCode
 from agent.contract.states import Outcome
-from agent.coordinator.verdict import Verdict, may_retry, never_started, verdict_on_all, verdict_on_one
+from agent.coordinator.verdict import Verdict, may_retry, never_started, that_counts, verdict_on_all, verdict_on_one
 
 OK = Outcome.SUCCEEDED
 NOT_OK = sorted(set(Outcome) - {OK})
@@ -91,6 +91,11 @@ def test_busy_and_a_full_journal_pass_by_themselves_and_a_typo_does_not():
     ("outcome", "code", "certain"),
     [
         (Outcome.REJECTED, ErrorCode.BUSY, True),
+        (Outcome.REJECTED, ErrorCode.ID_REUSED, False),  # the run is there already, by another coordinator
+        (Outcome.REJECTED, ErrorCode.ATTEMPT_RUNNING, False),
+        (Outcome.REJECTED, ErrorCode.STALE_ATTEMPT, False),
+        (Outcome.REJECTED, ErrorCode.BEFORE_JOURNAL, False),
+        (Outcome.CANCELLED, ErrorCode.CANCELLED, False),  # also what was killed while it ran
         (Outcome.UNREACHABLE, ErrorCode.NEVER_SEEN, True),
         (Outcome.CANCELLED, ErrorCode.TOMBSTONED, True),
         (Outcome.SUCCEEDED, None, False),
@@ -102,3 +107,24 @@ def test_busy_and_a_full_journal_pass_by_themselves_and_a_typo_does_not():
 )
 def test_another_pod_may_take_the_hook_only_if_certainly_nothing_ran(outcome, code, certain):
     assert never_started(outcome, code) is certain
+
+
+_FAILED, _LOST = (Outcome.FAILED, "exit_code"), (Outcome.LOST, "silent")
+_BUSY, _NEVER = (Outcome.REJECTED, "busy"), (Outcome.UNREACHABLE, "never_published")
+
+
+@pytest.mark.parametrize(
+    ("attempts", "counts"),
+    [
+        ([_FAILED], 0),
+        ([_FAILED, (OK, None)], 1),
+        ([_FAILED, _NEVER], 0),
+        ([_LOST, (Outcome.REJECTED, "attempt_running")], 0),
+        ([_LOST, _BUSY, (Outcome.CANCELLED, "tombstoned")], 0),
+        ([_FAILED, _LOST, _BUSY], 1),
+        ([_BUSY, _NEVER], 1),
+        ([_FAILED, (Outcome.CANCELLED, "cancelled")], 1),
+    ],
+)
+def test_a_retry_that_never_started_does_not_hide_what_the_attempt_before_it_did(attempts, counts):
+    assert that_counts(attempts) == counts

@@ -27,6 +27,8 @@ from agent.coordinator.watch import (
     ENDING_SECONDS,
     FIRST_QUESTION_SECONDS,
     LAST_QUESTION_SECONDS,
+    REPLACED_SECONDS,
+    SILENT_SECONDS,
     Step,
     Watch,
 )
@@ -145,10 +147,12 @@ def wrong_uid(**more):
     )
 
 
-def test_a_successors_refusal_ends_what_was_never_seen():
+def test_a_successor_speaks_for_itself_only():
+    """The predecessor may hang on a node that nobody hears from, with the trigger in its session."""
     w = watch()
     assert w.hear(wrong_uid(), 101) == "outcome"
-    assert (w.conclude().outcome, w.conclude().error.code) == (Outcome.REJECTED, "wrong_pod_uid")
+    assert w.conclude().outcome is Outcome.LOST
+    assert "replaced by pod uid" in w.conclude().error.message
 
 
 def test_a_successors_refusal_does_not_hide_that_the_predecessor_had_it():
@@ -223,12 +227,73 @@ def test_seen_and_then_forgotten_is_lost_also_after_a_cancel():
     assert w.conclude().outcome is Outcome.LOST
 
 
-@pytest.mark.parametrize("uid", ["uid-1", "uid-2"])
-def test_who_cannot_tell_makes_it_lost_with_the_reason(uid):
+def test_who_accepted_it_and_then_cannot_tell_makes_it_lost_with_the_reason():
     w = watch()
-    assert w.hear(report(uid=uid, cannot_tell="the journal is younger"), 110) == "outcome"
+    w.hear(reply(Accepted), 101)
+    assert w.hear(report(cannot_tell="the journal is younger"), 110) == "outcome"
     assert w.conclude().outcome is Outcome.LOST
     assert "the journal is younger" in w.conclude().error.message
+
+
+def test_who_cannot_tell_is_listened_to_until_nothing_can_start_any_more():
+    w = watch()
+    assert w.hear(report(cannot_tell="the journal is younger"), 110) == "running"
+    w.asked(DEADLINE + 29)
+    assert w.due(DEADLINE + 29.9)[0] is not Step.CONCLUDE, "it could still start after that"
+    assert w.due(DEADLINE + 30)[0] is Step.CONCLUDE
+    assert w.conclude().outcome is Outcome.LOST
+    assert "the journal is younger" in w.conclude().error.message
+
+
+def test_a_successor_that_answers_for_one_who_gave_no_sign_makes_it_lost_at_once():
+    w = watch()
+    assert w.hear(report(uid="uid-2", cannot_tell="another pod"), 103) == "outcome"
+    assert w.conclude().outcome is Outcome.LOST
+
+
+def test_who_accepted_it_and_was_replaced_has_a_moment_to_say_how_it_ended():
+    w = long_running()
+    w.hear(report(uid="uid-2", cannot_tell="another pod"), 110)
+    w.asked(110 + REPLACED_SECONDS - 1)
+    assert w.due(110 + REPLACED_SECONDS - 0.1)[0] is not Step.CONCLUDE
+    assert w.due(110 + REPLACED_SECONDS)[0] is Step.CONCLUDE
+    assert "was replaced by another pod" in w.conclude().error.message
+
+
+def test_a_successor_that_cannot_tell_says_nothing_of_its_predecessor():
+    w = watch()
+    w.hear(reply(Started, at=AT), 101)
+    assert w.hear(report(uid="uid-2", cannot_tell="another pod"), 110) == "dropped"
+    assert w.hear(outcome(), 112) == "outcome"
+    assert w.conclude().outcome is Outcome.SUCCEEDED
+
+
+@pytest.mark.parametrize("code", ["before_journal"])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_who_may_have_forgotten_it_makes_it_lost(code, copies):
+    w = watch()
+    w.copies = copies
+    refused = outcome(Outcome.REJECTED, error=ErrorDetail(code=code, message="it may have run"))
+    assert w.hear(refused, 101) == "outcome"
+    assert w.conclude().outcome is Outcome.LOST
+
+
+@pytest.mark.parametrize("code", ["expired", "clock_skew", "journal_unavailable"])
+@pytest.mark.parametrize(("copies", "kind"), [(1, Outcome.REJECTED), (2, Outcome.LOST)])
+@pytest.mark.parametrize("asked", [False, True], ids=["said", "reported"])
+def test_a_refusal_of_one_copy_says_nothing_of_another(code, copies, kind, asked):
+    w = watch()
+    w.copies = copies
+    refused = outcome(Outcome.REJECTED, error=ErrorDetail(code=code, message="no"))
+    w.hear(report(entry(AttemptState.REJECTED, refused)) if asked else refused, 101)
+    assert w.conclude().outcome is kind
+
+
+def test_what_was_seen_is_not_sent_again_by_who_forgot_it():
+    w = watch()
+    w.hear(reply(Started, at=AT), 101)
+    w.hear(report(), 110)
+    assert not w.resend
 
 
 @pytest.mark.parametrize("seen", [False, True])
@@ -274,8 +339,8 @@ def test_a_silent_target_is_asked_ever_later_then_settled_then_concluded():
     [
         ((), DEADLINE + CLOCK_TOLERANCE_SECONDS),
         ((reply(Accepted),), DEADLINE + TIMEOUT + ENDING_SECONDS + CLOCK_TOLERANCE_SECONDS),
-        # started at 101: its timeout counts from there, but never is it concluded before deadline + 30 s
-        ((reply(Accepted), reply(Started, at=AT)), 101 + TIMEOUT + ENDING_SECONDS + CLOCK_TOLERANCE_SECONDS),
+        # started at 101: its timeout counts from there, but it fell silent long before
+        ((reply(Accepted), reply(Started, at=AT)), 101 + SILENT_SECONDS),
     ],
     ids=["no sign", "accepted", "started"],
 )
@@ -283,9 +348,58 @@ def test_silence_is_lost_30_seconds_after_nothing_can_come_any_more(heard, end):
     w = watch()
     for message in heard:
         w.hear(message, 101)
+    w.asked(end - 1)
     assert w.due(end - 0.001)[0] is not Step.CONCLUDE
     assert w.due(end) == (Step.CONCLUDE, 0)
     assert (w.conclude().outcome, w.conclude().error.code) == (Outcome.LOST, "silent")
+
+
+def long_running():
+    made = Watch(TARGET, RUN, 1, HASH, DEADLINE, timeout_seconds=3600, now=100.0)
+    made.copies = 1
+    made.hear(reply(Started, at=AT), 101)
+    return made
+
+
+def test_who_runs_it_and_falls_silent_is_lost_early():
+    w = long_running()
+    w.hear(reply(Heartbeat, running_seconds=99), 200)
+    w.asked(288)
+    assert w.due(200 + SILENT_SECONDS - 0.001)[0] is not Step.CONCLUDE
+    assert w.due(200 + SILENT_SECONDS)[0] is Step.CONCLUDE
+    assert w.conclude().outcome is Outcome.LOST
+    assert "no heartbeat, and no answer" in w.conclude().error.message
+
+
+def test_nobody_falls_silent_while_our_own_link_is_down():
+    w = long_running()
+    w.link(150, up=False)
+    assert w.due(1000)[0] is not Step.CONCLUDE
+    w.link(1000, up=True)
+    w.asked(1000)
+    assert w.due(1000 + SILENT_SECONDS - 1)[0] is not Step.CONCLUDE
+    w.asked(1000 + SILENT_SECONDS - 1)
+    assert w.due(1000 + SILENT_SECONDS)[0] is Step.CONCLUDE
+
+
+def test_who_slept_past_the_end_asks_once_more_before_it_concludes():
+    w = watch()
+    w.asked(110)
+    late = DEADLINE + 1000
+    assert w.due(late)[0] is Step.SETTLE, "concluded without a question on this link"
+    w.asked(late)
+    assert w.due(late + 1)[0] is Step.WAIT
+    assert w.hear(report(entry(AttemptState.SUCCEEDED, outcome())), late + 2) == "outcome"
+    assert w.conclude().outcome is Outcome.SUCCEEDED
+
+
+def test_without_a_link_the_last_question_has_a_minute():
+    w = watch()
+    w.link(DEADLINE, up=False)
+    end = DEADLINE + CLOCK_TOLERANCE_SECONDS
+    assert w.due(end)[0] is Step.WAIT
+    assert w.due(end + 59)[0] is Step.WAIT
+    assert w.due(end + 60)[0] is Step.CONCLUDE
 
 
 def test_what_never_left_is_unreachable_at_the_deadline():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.contract.errors import ErrorCode, Refusal
+from agent.contract.errors import TEMPORARY, ErrorCode, Refusal
 from agent.pod.containers import Containers
 from agent.pod.identity import parse_description
 from agent.pod.supervisor import NO_LAUNCHER
@@ -178,4 +178,4 @@ def test_no_refusal_of_a_name_passes_by_itself():
     for call, arguments in ((containers().for_exec, ("x",)), (containers().port, ("x", "mysql"))):
         with pytest.raises(Refusal) as caught:
             call(*arguments)
-        assert not caught.value.temporary
+        assert caught.value.code not in TEMPORARY

@@ -7,19 +7,16 @@ import json
 import resource
 import signal
 import sqlite3
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from agent.bus.types import Publication
-from agent.contract.messages import OutcomeMessage, Presence, Started
+from agent.contract.messages import OutcomeMessage, Started
 from agent.coordinator import Coordinator, HookCall, Verdict, load_hooks
-from agent.sidecar.app import utc_now
-from tests.agents import TRUE, AgentProcess, Stage, left_running, light_agents, offline, online, shell, stage_on
+from tests.agents import TRUE, AgentProcess, Stage, code, left_running, light_agents, online, shell, stage_on
 from tests.brokers import Mosquitto
 from tests.proxy import Proxy
-from tests.sidecar.test_delivery import code
 
 pytestmark = [pytest.mark.broker, pytest.mark.processes]
 
@@ -57,65 +54,11 @@ async def test_labels_that_cannot_be_read_are_said_and_the_old_ones_kept(stage: 
     await stage.client.works(agent)
 
 
-async def test_sigterm_clears_the_presence(any_stage: Stage) -> None:
-    agent, client = await any_stage.agent(), any_stage.client
-    assert await agent.terminate() == 0, agent.tail()
-    await client.presence(agent, lambda said: said is None, "cleared")
-    assert not any(offline(said) for said in client.said(agent)), "the will spoke although goodbye was said"
-
-
-async def test_a_predecessors_late_will_is_corrected(any_stage: Stage) -> None:
-    client = any_stage.client
-    old = await any_stage.agent()
-    old.signal(signal.SIGSTOP)  # its node hangs, and the pod is made anew elsewhere
-    new = await any_stage.agent()
-    old.kill()
-    await client.presence(new, lambda said: offline(said) and said is not None and said.pod_uid == old.uid, "late will")
-    after = client.said(new).index(next(said for said in client.said(new) if offline(said)))
-    await client.presence(
-        new, lambda said: online(said) and said is not None and said.pod_uid == new.uid, "corrected", after=after
-    )
-    await client.works(new)
-
-
 async def test_a_goodbye_of_somebody_else_is_corrected(stage: Stage) -> None:
     agent, client = await stage.agent(), stage.client
     after = len(client.said(agent))
     await client.link.publish(Publication(client.topics.presence("shop", agent.pod), b"", retain=True))
     await client.presence(agent, online, "said again", after=after)
-
-
-async def test_an_agent_leaves_to_a_later_born_pod_of_its_name_and_stays_alive(any_stage: Stage) -> None:
-    client, tally = any_stage.client, any_stage.tally()
-    old = await any_stage.agent()
-    new = await any_stage.agent()
-    await old.logged("agent.replaced", by_pod_uid=new.uid)
-    await old.logged("agent.away")
-    outcome = await client.run(new, tally.action())
-    assert (outcome.outcome, outcome.pod_uid) == ("succeeded", new.uid)
-    late = await client.trigger(old, tally.action())  # for the uid that was replaced
-    refused = await client.outcome(late)
-    assert (code(refused), refused.pod_uid) == ("wrong_pod_uid", new.uid)
-    assert tally.runs == 1
-    assert old.alive, f"the older agent ended by itself\n{old.tail()}"
-    assert await old.terminate() == 0, old.tail()
-    await client.works(new)
-    last = client.said(new)[-1]
-    assert last is not None
-    assert (last.state, last.pod_uid) == ("online", new.uid), "the older agent's goodbye stands there"
-
-
-async def test_an_earlier_born_pod_of_its_name_does_not_drive_it_away(stage: Stage) -> None:
-    agent, client = await stage.agent(), stage.client
-    mine = client.said(agent)[-1]
-    assert mine is not None
-    fields = {"pod_uid": "an-older-pod", "born_at": mine.born_at - timedelta(seconds=60), "clock": utc_now()}
-    after = len(client.said(agent))
-    older = Presence(**{**mine.model_dump(), **fields})
-    topic = client.topics.presence(agent.namespace, agent.pod)
-    await client.link.publish(Publication(topic, client.seal(older), retain=True))
-    await client.presence(agent, lambda said: said is not None and said.pod_uid == agent.uid, "mine", after=after)
-    await client.works(agent)
 
 
 # -- SIGTERM
@@ -231,7 +174,7 @@ async def test_what_a_busy_journal_made_it_refuse_stays_refused(stage: Stage) ->
         agent, lambda said: said is not None and not said.problems, "mended", after=len(client.said(agent))
     )
     await client.again(agent, sent)
-    assert code(await client.outcome(sent, count=2)) == "before_journal", "a refused id turned into a yes"
+    assert code(await client.outcome(sent, count=2)) == "journal_unavailable", "a refused id turned into a yes"
     await client.works(agent)
     assert tally.runs == 0, agent.tail()
 
@@ -282,7 +225,7 @@ async def test_a_full_disk_refuses_and_an_outcome_of_that_time_is_recorded_later
     (attempt,) = (await client.ask_about(agent, running)).attempts
     assert attempt.state == "failed", f"the journal still has it as {attempt.state}"
     await client.again(agent, refused)
-    assert code(await client.outcome(refused, count=2)) == "before_journal"
+    assert code(await client.outcome(refused, count=2)) == "journal_unavailable"
     assert tally.runs == 0, agent.tail()
 
 
@@ -295,17 +238,29 @@ async def test_a_cancel_needs_no_journal(stage: Stage) -> None:
     assert (await client.outcome(running)).outcome == "cancelled", agent.tail()
 
 
-async def test_a_broker_that_takes_only_small_packets_does_not_end_the_agent(tmp_path: Path) -> None:
-    broker = Mosquitto(tmp_path, "max_packet_size 8192")
+async def test_what_the_broker_does_not_keep_is_said_in_presence(tmp_path: Path) -> None:
+    broker = Mosquitto(tmp_path, "max_inflight_messages 5")
     broker.start()
     try:
         async with stage_on(broker, tmp_path) as stage:
-            agent, client = await stage.agent(), stage.client
-            sent = await client.trigger(agent, shell("yes | head -c 60000"))
-            outcome = await client.outcome(sent)
-            assert (outcome.outcome, outcome.stdout.truncated, outcome.stdout.total_bytes) == ("succeeded", True, 60000)
-            report = await client.ask_about(agent, sent)
-            assert [each.state for each in report.attempts] == ["succeeded"], agent.tail()
+            agent = await stage.agent()
+            presence = await stage.client.presence(agent, lambda said: said and said.problems, "the problem is said")
+            assert presence is not None
+            assert "at most 5 unacknowledged messages" in presence.problems[0]
+    finally:
+        broker.stop()
+
+
+async def test_a_broker_without_what_agents_need_is_named_in_the_log(tmp_path: Path) -> None:
+    broker = Mosquitto(tmp_path, "retain_available false")
+    broker.start()
+    try:
+        async with stage_on(broker, tmp_path) as stage:
+            agent = stage.make()
+            agent.start()
+            refused = await agent.logged("broker.disconnected")
+            assert "podhook cannot do without retained messages" in refused["reason"]
+            assert agent.alive
     finally:
         broker.stop()
 

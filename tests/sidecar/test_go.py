@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.contract.messages import OutcomeMessage, Ready, Started
-from tests.agents import LightAgent, Stage, light_agents, online
-from tests.sidecar.test_delivery import code
+from tests.agents import LightAgent, Stage, code, light_agents, online
 
 pytestmark = [pytest.mark.broker, pytest.mark.processes]
 

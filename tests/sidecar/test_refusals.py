@@ -11,8 +11,7 @@ import pytest
 
 from agent.contract.actions import Action
 from agent.contract.messages import CatalogueHook, Guard, OutcomeMessage, Started
-from tests.agents import TRUE, Stage, light_agents, online, shell
-from tests.sidecar.test_delivery import code
+from tests.agents import TRUE, Stage, code
 
 pytestmark = [pytest.mark.broker, pytest.mark.processes]
 
@@ -25,7 +24,7 @@ RECORDED: dict[str, tuple[dict[str, Any], str]] = {
     "expired": ({"issued_in": -2, "deadline_in": -1}, "the deadline to start was"),
     "clock_skew": ({"issued_in": 60, "deadline_in": 120}, "ahead of this agent's clock"),
     "deadline_too_far": ({"deadline_in": 1000}, "the limit is 900 s"),
-    "before_journal": ({"issued_in": -300, "deadline_in": 60}, "before this agent's memory begins"),
+    "before_journal": ({"issued_in": -300, "deadline_in": 60}, "before this journal's memory begins"),
     "unknown_container": ({"action": {**TRUE, "containerName": "mysq"}}, "'mysq' is not in pod shop/db-0 (has: app"),
     "container_not_enterable": ({"action": {**TRUE, "containerName": "mysql"}}, "'mysql' of pod shop/db-0"),
     "unknown_port": ({"action": NAMED_PORT}, "no port named 'mysql' (has: web)"),
@@ -73,20 +72,6 @@ async def test_a_refusal_stays_after_a_restart_and_when_its_reason_is_gone(stage
     assert tally.runs == 0, agent.tail()
 
 
-async def test_another_pods_uid_is_refused(stage: Stage) -> None:
-    agent, tally, client = await stage.agent(), stage.tally(), stage.client
-    sent = await client.trigger(agent, tally.action(), pod_uid=OTHER_UID)
-    outcome = await client.outcome(sent)
-    assert (outcome.outcome, code(outcome)) == ("rejected", "wrong_pod_uid")
-    assert outcome.error is not None
-    assert OTHER_UID in outcome.error.message
-    assert agent.uid in outcome.error.message
-    await client.again(agent, sent)
-    assert code(await client.outcome(sent, count=2)) == "wrong_pod_uid"
-    await client.works(agent)
-    assert tally.runs == 0, agent.tail()
-
-
 async def test_a_user_to_run_as_is_refused_by_name(stage: Stage) -> None:
     agent, client = await stage.agent(), stage.client
     outcome = await client.run(agent, UNSUPPORTED_USER)
@@ -112,36 +97,6 @@ async def test_by_default_no_other_command_is_obeyed_either(stage: Stage) -> Non
     await client.cancel(agent, sent)
     await agent.logged("command.refused", type="dev.podhook.cancel.v1", code="unsigned")
     assert agent.alive
-
-
-async def test_one_more_than_the_limit_is_busy(stage: Stage) -> None:
-    agent, tally, client = await stage.agent(max_concurrent=1), stage.tally(), stage.client
-    first = await client.trigger(agent, shell("sleep 60"))
-    await client.reply(Started, first)
-    sent = await client.trigger(agent, tally.action())
-    outcome = await client.outcome(sent)
-    assert (outcome.outcome, code(outcome)) == ("rejected", "busy")
-    await client.cancel(agent, first)
-    await client.outcome(first)
-    await client.again(agent, sent)  # there is room now, but a refused id stays refused
-    assert await client.outcome(sent, count=2) == outcome
-    await client.works(agent)
-    assert tally.runs == 0, agent.tail()
-
-
-async def test_a_deadline_is_judged_by_the_agents_own_clock(stage: Stage, tmp_path: Path) -> None:
-    async with light_agents(stage.broker.url, stage.root, tmp_path, 1) as (agent,):
-        client, tally = stage.client, stage.tally()
-        await client.presence(agent, online, "online")
-        agent.shift_seconds = 20
-        assert (await client.run(agent, TRUE, deadline_in=25)).outcome == "succeeded"
-        assert code(await client.run(agent, tally.action(), deadline_in=15)) == "expired"
-        agent.shift_seconds = -25
-        assert (await client.run(agent, TRUE)).outcome == "succeeded", "25 s ahead are tolerated"
-        agent.shift_seconds = -40
-        skewed = await client.run(agent, tally.action())
-        assert code(skewed) == "clock_skew"
-        assert tally.runs == 0
 
 
 async def test_every_refusal_is_said_once(stage: Stage) -> None:

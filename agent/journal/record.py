@@ -1,27 +1,17 @@
-"""The journal: what was received, started, finished and delivered, in SQLite.
-
-It is the record of a pod: whatever is not in it was never acknowledged, and nothing runs that it could not write
-down first. One file a pod uid, so a successor of the same name never speaks for its predecessor. All calls block
-(0.2 ms for a write on a good disk) and belong on one thread: see `JournalThread`.
-"""
+"""What a journal can be asked, and what is written into it. All calls block; see `thread`."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import fcntl
 import os
-import re
-import secrets
 import sqlite3
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
-from agent.contract.errors import IllegalMove, JournalLocked, JournalNewer, JournalUnavailable
+from agent.contract.errors import IllegalMove, JournalFull, JournalUnavailable
 from agent.contract.messages import (
     CLOCK_TOLERANCE_SECONDS,
     MAX_START_WINDOW_SECONDS,
@@ -30,42 +20,18 @@ from agent.contract.messages import (
     Trigger,
 )
 from agent.contract.states import FIRST_STATES, AttemptState, move
+from agent.journal import file
 
-SCHEMA_VERSION = 1
 #: Outcomes are kept for a day (DESIGN: Delivery 2), ids until deadline + 30 s at least.
 KEEP_OUTCOMES_SECONDS = 24 * 3600
+_DAY = timedelta(seconds=KEEP_OUTCOMES_SECONDS)
 MAX_ROWS = 20_000
-MAX_BYTES = 64 * 1024 * 1024
-_PAGE_BYTES = 4096
+#: Ids of attempts that were never seen and shall never start; each is kept for a quarter of an hour.
+MAX_TOMBSTONES = 20_000
+#: This share of the file is left free when a trigger is admitted, so that those before it can still be finished.
+RESERVE_SHARE = 1 / 16
 
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE attempts (
-    run_id TEXT NOT NULL,
-    attempt INTEGER NOT NULL,
-    trigger_hash TEXT NOT NULL,
-    coordinator TEXT NOT NULL,
-    name TEXT NOT NULL,
-    targets TEXT NOT NULL,
-    state TEXT NOT NULL,
-    deadline REAL NOT NULL,
-    changed_at REAL NOT NULL,
-    outcome TEXT,
-    delivered INTEGER NOT NULL DEFAULT 0,
-    PRIMARY KEY (run_id, attempt)
-) WITHOUT ROWID;
-CREATE INDEX undelivered ON attempts (changed_at) WHERE outcome IS NOT NULL AND delivered = 0;
-CREATE TABLE tombstones (
-    run_id TEXT NOT NULL,
-    attempt INTEGER NOT NULL,
-    deadline REAL NOT NULL,
-    PRIMARY KEY (run_id, attempt)
-) WITHOUT ROWID;
-"""
-_COLUMNS = "run_id, attempt, trigger_hash, coordinator, name, targets, state, deadline, changed_at, outcome"
-
-P = ParamSpec("P")
-T = TypeVar("T")
+_COLUMNS = "run_id, attempt, trigger_hash, coordinator, name, targets, state, issued_at, deadline, changed_at, outcome"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +45,7 @@ class Entry:
     name: str
     targets: Targets
     state: AttemptState
+    issued_at: datetime
     deadline: datetime
     changed_at: datetime
     outcome: OutcomeMessage | None
@@ -88,12 +55,14 @@ class Entry:
 class Memory:
     """What the journal remembers about an attempt that is asked for, and how far its memory reaches.
 
-    `floor`: triggers issued before it may have been seen and forgotten. `forgotten_deadline`: the latest deadline
-    of an id that was thrown away. `entries`: every attempt of the run, lowest first.
+    `entries`: every attempt of the run, lowest first. `tombstoned`: this attempt, or a later one, shall never start.
+    Nothing is known of what was issued before `born_at`, or had a deadline up to `forgotten_deadline`, the latest of
+    an id that was thrown away. What was issued before `floor` may have been refused without a record, but did not run.
     """
 
     entries: tuple[Entry, ...]
     tombstoned: bool
+    born_at: datetime
     floor: datetime
     forgotten_deadline: datetime
 
@@ -114,7 +83,7 @@ class Journal:
         self._lock = lock
         self.reset_from = reset_from  # where a corrupt predecessor was put, for people to see
         self.born_at = _time(float(self._meta("born_at")))
-        self.client_suffix = self._meta("client_suffix")
+        self.client_suffix = ""
 
     @classmethod
     def open(cls, directory: Path, pod_uid: str, *, now: datetime) -> Journal:
@@ -124,37 +93,27 @@ class Journal:
             JournalUnavailable: no room, no right, or another agent has it open.
             JournalNewer: written by a newer podhook; left untouched.
         """
-        path = directory / f"journal-{_file_safe(pod_uid)}.sqlite3"
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise JournalUnavailable(f"cannot use state directory {directory}: {error.strerror}") from error
+        path = file.path_of(directory, pod_uid)
+        held = file.lock(path)
         try:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise JournalLocked(
-                    f"another agent has {path} open; give each agent its own state directory"
-                ) from error
-            try:
-                return cls._opened(path, lock, now, reset_from=None)
+                return cls._opened(path, held, now, reset_from=None)
             except sqlite3.DatabaseError as error:
-                if not _is_damage(error):
+                if not file.is_damage(error):
                     raise
-                return cls._opened(path, lock, now, reset_from=_set_aside(path, now))
+                return cls._opened(path, held, now, reset_from=file.set_aside(path, now))
         except (sqlite3.Error, OSError) as error:
-            os.close(lock)
+            os.close(held)
             raise JournalUnavailable(f"cannot open journal {path}: {error}") from error
         except BaseException:
-            os.close(lock)
+            os.close(held)
             raise
 
     @classmethod
-    def _opened(cls, path: Path, lock: int, now: datetime, *, reset_from: Path | None) -> Journal:
-        connection = _connect(path, now)
+    def _opened(cls, path: Path, held: int, now: datetime, *, reset_from: Path | None) -> Journal:
+        connection = file.connect(path, now)
         try:
-            journal = cls(connection, lock, reset_from=reset_from)
+            journal = cls(connection, held, reset_from=reset_from)
             for row in connection.execute(f"SELECT {_COLUMNS} FROM attempts"):  # noqa: S608
                 _entry(row)  # SQLite has no checksums: a row that is no attempt is found here or at work
         except (ValueError, TypeError, OverflowError) as error:
@@ -163,6 +122,11 @@ class Journal:
         except BaseException:
             connection.close()
             raise
+        journal.client_suffix = file.read_suffix(path) or journal._meta("client_suffix")
+        if file.read_suffix(path) is None:
+            file.keep_suffix(path, journal.client_suffix)
+        if (mark := file.refused_until(path)) > _time(float(journal._meta("floor"))):
+            journal.raise_floor(mark)
         return journal
 
     def close(self) -> None:
@@ -180,11 +144,12 @@ class Journal:
                 (run_id,),
             ).fetchall()
             dead = self._connection.execute(
-                "SELECT 1 FROM tombstones WHERE run_id = ? AND attempt = ?", (run_id, attempt)
+                "SELECT 1 FROM tombstones WHERE run_id = ? AND attempt >= ?", (run_id, attempt)
             ).fetchone()
             return Memory(
                 tuple(_entry(row) for row in rows),
                 dead is not None,
+                self.born_at,
                 _time(float(self._meta("floor"))),
                 _time(float(self._meta("forgotten_deadline"))),
             )
@@ -197,6 +162,29 @@ class Journal:
         """Outcomes that the broker does not have yet, oldest first."""
         return self._select("outcome IS NOT NULL AND delivered = 0 ORDER BY changed_at LIMIT ?", limit)
 
+    def latest(self, limit: int) -> list[Entry]:
+        """The attempts that changed last, newest first, without what they printed."""
+        with _translated():
+            columns = _COLUMNS.replace("outcome", "NULL")
+            query = f"SELECT {columns} FROM attempts ORDER BY changed_at DESC LIMIT ?"  # noqa: S608
+            return [_entry(row) for row in self._connection.execute(query, (limit,))]
+
+    def check_room(self) -> None:
+        """Whether one more attempt may be admitted.
+
+        Raises:
+            JournalFull: it is at its bound of rows or of bytes.
+        """
+        with _translated():
+            rows, pages, free = (
+                self._connection.execute(query).fetchone()[0]
+                for query in ("SELECT count(*) FROM attempts", "PRAGMA page_count", "PRAGMA freelist_count")
+            )
+        used, limit = (pages - free) * file.PAGE_BYTES, int(file.MAX_BYTES * (1 - RESERVE_SHARE))
+        if rows >= MAX_ROWS or used >= limit:
+            what = f"{rows} attempts of at most {MAX_ROWS}, {used} bytes of at most {limit}"
+            raise JournalFull(f"the journal is full: {what}; outcomes are kept for 24 h, then there is room again")
+
     # -- what happens
 
     def admit(
@@ -207,17 +195,17 @@ class Journal:
         outcome: OutcomeMessage | None,
         now: datetime,
     ) -> None:
-        """Record a trigger in its first state; a refused one with its outcome."""
+        """Record a trigger in its first state; a refused one with its outcome.
+
+        Raises:
+            JournalFull: there is no room for it; what is there can still be finished.
+        """
         if state not in FIRST_STATES or state.ended != (outcome is not None):
             raise IllegalMove(f"an attempt cannot begin as {state} {'with' if outcome else 'without'} an outcome")
+        self.check_room()
         with self._write() as connection:
-            rows = connection.execute("SELECT count(*) FROM attempts").fetchone()[0]
-            if rows >= MAX_ROWS:
-                raise JournalUnavailable(
-                    f"the journal is full: {rows} attempts, the limit is {MAX_ROWS}; the oldest go after 24 h"
-                )
             connection.execute(
-                f"INSERT INTO attempts ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+                f"INSERT INTO attempts ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
                 (
                     trigger.run_id,
                     trigger.attempt,
@@ -226,7 +214,8 @@ class Journal:
                     trigger.name,
                     trigger.targets.model_dump_json(),
                     state,
-                    min(trigger.deadline, _latest_deadline(now)).timestamp(),
+                    trigger.issued_at.timestamp(),
+                    min(trigger.deadline, now + _DAY).timestamp(),
                     now.timestamp(),
                     outcome.model_dump_json(exclude_none=True) if outcome else None,
                 ),
@@ -251,12 +240,22 @@ class Journal:
             self._move(connection, run_id, attempt, AttemptState(outcome.outcome), outcome, now)
 
     def tombstone(self, run_id: str, attempt: int, deadline: datetime, now: datetime) -> None:
-        """Make sure that this attempt never starts, if it was never seen. Kept until deadline + 30 s."""
+        """Make sure that this attempt, and no lower one, ever starts, if it was never seen.
+
+        Kept until its deadline, and until nothing that was issued before now can be started any more, and 30 s. Our
+        own clock may be behind, so a deadline far ahead is believed up to a day.
+
+        Raises:
+            JournalFull: there are too many; nothing was written.
+        """
         with self._write() as connection:
+            rows = connection.execute("SELECT count(*) FROM tombstones").fetchone()[0]
+            if rows >= MAX_TOMBSTONES:
+                raise JournalFull(f"the journal is full: {rows} tombstones of at most {MAX_TOMBSTONES}; wait 15 min")
             connection.execute(
                 "INSERT INTO tombstones (run_id, attempt, deadline) VALUES (?, ?, ?) "
                 "ON CONFLICT DO UPDATE SET deadline = max(deadline, excluded.deadline)",
-                (run_id, attempt, min(deadline, _latest_deadline(now)).timestamp()),
+                (run_id, attempt, max(_latest_deadline(now), min(deadline, now + _DAY)).timestamp()),
             )
 
     def delivered(self, run_id: str, attempt: int) -> None:
@@ -272,20 +271,21 @@ class Journal:
                 (coordinator, run_id, attempt),
             )
 
-    def raise_floor(self, now: datetime) -> None:
-        """Triggers may have been refused without a record until now: refuse whatever was issued before.
+    def raise_floor(self, floor: datetime) -> None:
+        """Triggers may have been refused without a record: refuse whatever was issued before `floor`.
 
-        The floor never sinks, whatever the clock does: what is below it may have run.
+        The floor never sinks, whatever the clock does: what is below it may have been answered.
         """
         with self._write() as connection:
-            _set_meta(connection, "floor", repr(max(float(self._meta("floor")), now.timestamp())))
+            _set_meta(connection, "floor", repr(max(float(self._meta("floor")), floor.timestamp())))
 
-    def prune(self, now: datetime) -> int:
-        """Forget what may be forgotten; return how many attempts that were."""
+    def prune(self, now: datetime, *, pressed: bool = False) -> int:
+        """Forget what may be forgotten; return how many attempts that were. `pressed`: also refusals of today."""
         moment = now.timestamp()
         with self._write() as connection:
             old = (moment - CLOCK_TOLERANCE_SECONDS, moment - KEEP_OUTCOMES_SECONDS)
-            condition = "deadline < ? AND changed_at < ? AND outcome IS NOT NULL"
+            today = " OR state = 'rejected'" if pressed else ""
+            condition = f"deadline < ? AND (changed_at < ?{today}) AND outcome IS NOT NULL"
             latest = connection.execute(f"SELECT max(deadline) FROM attempts WHERE {condition}", old).fetchone()[0]  # noqa: S608
             dead = connection.execute("SELECT max(deadline) FROM tombstones WHERE deadline < ?", old[:1]).fetchone()[0]
             forgotten = max(float(self._meta("forgotten_deadline")), latest or 0, dead or 0)
@@ -344,98 +344,6 @@ class Journal:
                 raise
 
 
-class JournalThread:
-    """Runs a journal's calls on one thread of its own, in order: a slow disk must not hold up the event loop."""
-
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="journal")
-        self._journal: Journal | None = None
-
-    @property
-    def journal(self) -> Journal | None:
-        """The open journal, for what was read when it was opened; None while there is none."""
-        return self._journal
-
-    async def open(self, directory: Path, pod_uid: str, now: datetime) -> Journal:
-        """Open it (again). Raises what `Journal.open` raises."""
-        loop = asyncio.get_running_loop()
-        self._journal = await loop.run_in_executor(self._executor, lambda: Journal.open(directory, pod_uid, now=now))
-        return self._journal
-
-    async def call(self, method: Callable[Concatenate[Journal, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `method` of the journal. It goes through to its end even if the caller is cancelled.
-
-        Raises:
-            JournalUnavailable: it is not open, or could not be read or written.
-        """
-        if self._journal is None:
-            raise JournalUnavailable("the journal is not open")
-        journal = self._journal
-        loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._executor, lambda: method(journal, *args, **kwargs))
-        return await asyncio.shield(work)  # a cancelled future would take what waits out of the queue
-
-    async def close(self) -> None:
-        """Close the journal and end the thread."""
-        if self._journal is not None:
-            await asyncio.get_running_loop().run_in_executor(self._executor, self._journal.close)
-            self._journal = None
-        self._executor.shutdown(wait=False)
-
-
-def _connect(path: Path, now: datetime) -> sqlite3.Connection:
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # its -wal and -shm get the same mode
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
-    try:
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > SCHEMA_VERSION:
-            raise JournalNewer(
-                f"journal {path} has schema {version}, this podhook knows up to {SCHEMA_VERSION}; upgrade the agent"
-            )
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")  # an acknowledgement goes out next: it must be on disk
-        connection.execute(f"PRAGMA max_page_count = {MAX_BYTES // _PAGE_BYTES}")
-        if version == 0:
-            connection.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA.split(";"):
-                if statement.strip():
-                    connection.execute(statement)
-            born = repr(now.timestamp())
-            for key, value in (
-                ("born_at", born),
-                ("floor", born),
-                ("forgotten_deadline", "0.0"),
-                ("client_suffix", secrets.token_hex(6)),
-            ):
-                _set_meta(connection, key, value)
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            connection.execute("COMMIT")
-        elif (verdict := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-            raise sqlite3.DatabaseError(f"damaged: {verdict}")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    """Whether the file itself is at fault, and not the disk, a lock or a right: waiting will not mend it."""
-    code: int | None = getattr(error, "sqlite_errorcode", None)
-    if code is None:  # found by us, or text that is not UTF-8
-        return True
-    damaged = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}  # ERROR: a table is missing
-    return code & 0xFF in damaged or code == sqlite3.SQLITE_IOERR_SHORT_READ
-
-
-def _set_aside(path: Path, now: datetime) -> Path:
-    aside = path.with_name(f"{path.name}.corrupt-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}")
-    path.rename(aside)
-    for suffix in ("-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
-    return aside
-
-
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
     try:
@@ -452,7 +360,7 @@ def _set_meta(connection: sqlite3.Connection, key: str, value: str) -> None:
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:
-    run_id, attempt, trigger_hash, coordinator, name, targets, state, deadline, changed_at, outcome = row
+    run_id, attempt, trigger_hash, coordinator, name, targets, state, issued_at, deadline, changed_at, outcome = row
     return Entry(
         run_id,
         attempt,
@@ -461,6 +369,7 @@ def _entry(row: tuple[Any, ...]) -> Entry:
         name,
         Targets.model_validate_json(targets),
         AttemptState(state),
+        _time(issued_at),
         _time(deadline),
         _time(changed_at),
         OutcomeMessage.model_validate_json(outcome) if outcome is not None else None,
@@ -474,7 +383,3 @@ def _latest_deadline(now: datetime) -> datetime:
 
 def _time(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
-
-
-def _file_safe(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9-]", "_", text)[:128]
