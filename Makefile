@@ -9,6 +9,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Workers of the test run; more than the cores helps, since brokers and processes are waited for.
 TEST_WORKERS ?= 4
 PYTEST_ARGS ?=
+# The fault harness: how long, and the plan's seed (empty: a random one, printed).
+FAULTS_SECONDS ?= 600
+FAULTS_SEED ?=
 
 # $(call needs,command,debian-package,what-for): install it where we may, otherwise say what to install.
 define needs
@@ -23,7 +26,7 @@ if ! PATH="$$PATH:/usr/sbin:/sbin" command -v $(1) >/dev/null; then \
 fi
 endef
 
-.PHONY: help demo test test-pods pods-ready lint format bench constraints clean
+.PHONY: help demo test test-pods test-faults pods-ready lint format bench constraints clean
 
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -39,6 +42,10 @@ test: $(VENV)/dev.stamp pods-ready ## Run every test; skips what cannot run here
 
 test-pods: $(VENV)/dev.stamp pods-ready ## Run the tests with real containers only; needs root and podman, which it installs
 	@$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS) tests/pods
+
+test-faults: $(VENV)/dev.stamp ## Kill, freeze, cut and fill for ten minutes, and see what held (FAULTS_SECONDS=600 FAULTS_SEED=)
+	@$(call needs,mosquitto,mosquitto,the broker of the tests)
+	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m tests.faults --seconds $(FAULTS_SECONDS) $(if $(FAULTS_SEED),--seed $(FAULTS_SEED))
 
 # What the tests with real containers need: podman, and images that are made once and kept (three minutes, then a second).
 # PODHOOK_TEST_BASE_IMAGE=python:3.13-slim takes that image for a base instead of making one with debootstrap.
