@@ -1,1 +1,1 @@
-"""The agent: what runs beside the database. `app` wires it; the rules are in `policy`, the work is in `runner`."""
+"""The agent: what runs beside the database. `app` wires it; `admission` and `policy` judge, `runner` does the work."""

@@ -9,7 +9,7 @@ from datetime import datetime
 from agent.contract.errors import JournalFull, JournalUnavailable
 from agent.contract.messages import AttemptReport, Query, Report
 from agent.journal import Journal, JournalThread, Memory
-from agent.sidecar import policy
+from agent.sidecar import admission
 from agent.sidecar.replies import Replies, report_of
 
 
@@ -63,4 +63,6 @@ class Answers:
     def _reach(self, query: Query, memory: Memory) -> str | None:
         if query.pod_uid is None or query.issued_at is None or query.deadline is None:
             return "the query does not say for which pod uid, issued_at and deadline"
-        return policy.reach(query.pod_uid, query.issued_at, query.deadline, memory, self.replies.identity, self.now())
+        return admission.reach(
+            query.pod_uid, query.issued_at, query.deadline, memory, self.replies.identity, self.now()
+        )

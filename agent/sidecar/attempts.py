@@ -35,7 +35,7 @@ from agent.contract.messages import (
 from agent.contract.states import AttemptState
 from agent.journal import Entry, Journal, JournalThread
 from agent.pod.identity import Identity
-from agent.sidecar import policy
+from agent.sidecar import admission
 from agent.sidecar.answers import Answers
 from agent.sidecar.executions import Executions
 from agent.sidecar.inbox import Command, InvalidTrigger
@@ -142,7 +142,7 @@ class Attempts:
         log.warning("command.refused", code=type(error).__name__, error=str(error))
         refusal = Refusal(ErrorCode.INVALID_ACTION, str(error))
         try:
-            policy.check_sender(error.address, self._situation())
+            admission.check_sender(error.address, self._situation())
         except Refusal as earlier:
             refusal = earlier
         self._send_unrecorded(error.address, self._outcome(error.address, error.hash, refused(refusal)))
@@ -150,7 +150,7 @@ class Attempts:
     async def _trigger(self, command: Command, trigger: Trigger) -> None:
         situation = self._situation()
         try:
-            policy.check_sender(trigger, situation)
+            admission.check_sender(trigger, situation)
             if await self._answered_from_memory(command, trigger):
                 return
             prepared = await self._prepare(trigger)
@@ -205,7 +205,7 @@ class Attempts:
         command: Command,
         trigger: Trigger,
         prepared: Prepared | Refusal,
-        situation: policy.Situation,
+        situation: admission.Situation,
         broken: JournalUnavailable | None,
     ) -> tuple[Entry | None, OutcomeMessage | None]:
         """Remember, judge and record a trigger in one visit to the journal's thread.
@@ -224,7 +224,7 @@ class Attempts:
             raise broken.with_traceback(None)
         state, outcome = AttemptState.READY if trigger.wait_for_go else AttemptState.STARTED, None
         try:
-            policy.check_trigger(trigger, memory, situation, self.now())
+            admission.check_trigger(trigger, memory, situation, self.now())
             if isinstance(prepared, Refusal):
                 raise prepared
         except Refusal as refusal:
@@ -365,8 +365,8 @@ class Attempts:
 
     # -- within
 
-    def _situation(self) -> policy.Situation:
-        return policy.Situation(
+    def _situation(self) -> admission.Situation:
+        return admission.Situation(
             self.identity, self.allow_unsigned, self.stopping, len(self._executions.live), self.max_concurrent
         )
 

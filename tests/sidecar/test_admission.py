@@ -13,7 +13,7 @@ from agent.contract.messages import Targets, Trigger
 from agent.contract.states import AttemptState
 from agent.journal import Entry, Memory
 from agent.pod.identity import Identity
-from agent.sidecar.policy import Situation, check_sender, check_times, check_trigger, reach
+from agent.sidecar.admission import Situation, check_sender, check_times, check_trigger, reach
 
 UID, OTHER_UID = "6f1c3c52-7a5b-4a3f-9d52-0c9f4f6f9a01", "1c9f6d2e-0000-4000-8000-000000000002"
 RUN = "01890a5d-ac96-774b-bcce-b302099a8057"
