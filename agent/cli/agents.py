@@ -42,6 +42,8 @@ def command(
     broker_ca_file: options.CaFile = None,
     broker_cert_file: options.CertFile = None,
     broker_key_file: options.KeyFile = None,
+    key: options.SigningKeyFile = None,
+    agent_keys: options.AgentKeys = None,
 ) -> None:
     """Show which agents are there, in all namespaces unless --namespace says otherwise.
 
@@ -49,7 +51,7 @@ def command(
     did not answer. Beyond 30 s triggers are refused.
 
     JSON is one object a line and agent: namespace, pod, pod_uid, state, version, started_at, clock, skew_seconds,
-    labels, containers, unsigned, problems. With --watch, each change is another line (or another table), until Ctrl-C.
+    labels, containers, unsigned, problems, verified. With --watch, each change is another line (or another table), until Ctrl-C.
 
     An agent that vanished without a goodbye stays here as offline, and runs that select it do not start. --prune clears
     those (that --namespace and --selector leave), says which, and an agent that lives after all says so again.
@@ -69,7 +71,7 @@ def command(
         logs_for_people()
 
         async def show() -> None:
-            async with Coordinator(address, topic_root=topic_root) as coordinator:
+            async with Coordinator(address, topic_root=topic_root, key=key, agent_keys=agent_keys) as coordinator:
 
                 def meant(presence: Presence) -> bool:
                     return _is_meant(presence, namespaces, wanted)
@@ -91,31 +93,36 @@ async def _show(coordinator: Coordinator, meant: Any, output: options.Format, wa
     clocks: dict[tuple[str, str], float] = {}
     while True:
         present = {(p.namespace, p.pod): p for p in await coordinator.agents() if meant(p)}
+        verified = coordinator.verifies
         if present != shown or not watch:
             changed = [presence for key, presence in present.items() if shown.get(key) != presence]
             clocks |= await coordinator.clocks(changed)
             if output is options.Format.JSON:
                 for key, presence in present.items():
                     if shown.get(key) != presence:
-                        print(json.dumps(_json(presence, clocks.get(key))), flush=True)
+                        print(json.dumps(_json(presence, clocks.get(key), verified)), flush=True)
                 for key in shown.keys() - present.keys():
                     print(json.dumps({"namespace": key[0], "pod": key[1], "state": "gone"}), flush=True)
             else:
-                _print_table(list(present.values()), clocks)
+                _print_table(list(present.values()), clocks, verified)
+            for claim in coordinator.distrusted:
+                if meant(claim.claim):
+                    tell(f"not believed: presence of {claim.claim.namespace}/{claim.claim.pod}: {claim.why}")
         shown = present
         if not watch:
             return
         await coordinator.presence_changed()
 
 
-def _json(presence: Presence, skew: float | None) -> dict[str, Any]:
+def _json(presence: Presence, skew: float | None, verified: bool) -> dict[str, Any]:
     return presence.model_dump(mode="json", exclude={"owners"}) | {
         "skew_seconds": None if skew is None or presence.state == "offline" else round(skew, 3),
+        "verified": verified,
         "owners": [owner.model_dump(mode="json", exclude_none=True) for owner in presence.owners],
     }
 
 
-def _print_table(presences: list[Presence], clocks: Mapping[tuple[str, str], float]) -> None:
+def _print_table(presences: list[Presence], clocks: Mapping[tuple[str, str], float], verified: bool) -> None:
     from agent.cli.view import console_for_results
     from agent.contract.messages import CLOCK_TOLERANCE_SECONDS
 
@@ -124,7 +131,7 @@ def _print_table(presences: list[Presence], clocks: Mapping[tuple[str, str], flo
         text = "no agents: nobody's presence is on this broker, or nobody's is meant (start one with `podhook agent`)"
         console.print(text, highlight=False, soft_wrap=True)
         return
-    console.print(table_of(presences, clocks))
+    console.print(table_of(presences, clocks, verified=verified))
     for presence in presences:
         skew = clocks.get((presence.namespace, presence.pod), 0)
         far = [CLOCK_SENTENCE.format(skew=skew)] if abs(skew) > CLOCK_TOLERANCE_SECONDS else []
@@ -133,14 +140,16 @@ def _print_table(presences: list[Presence], clocks: Mapping[tuple[str, str], flo
             console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
-def table_of(presences: list[Presence], clocks: Mapping[tuple[str, str], float]) -> Table:
+def table_of(presences: list[Presence], clocks: Mapping[tuple[str, str], float], *, verified: bool) -> Table:
     """Agents as a table for people; `clocks` is how many seconds each is ahead of us, where that is known."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
+    from agent.cli.view import verified_text
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("NAMESPACE", "POD", "STATE", "CONTAINERS", "LABELS", "VERSION", "SKEW", "PROBLEMS"):
+    for column in ("NAMESPACE", "POD", "STATE", "CONTAINERS", "LABELS", "VERSION", "VERIFIED", "SKEW", "PROBLEMS"):
         table.add_column(column, overflow="fold")
     for presence in presences:
         skew = clocks.get((presence.namespace, presence.pod))
@@ -152,6 +161,7 @@ def table_of(presences: list[Presence], clocks: Mapping[tuple[str, str], float])
             Text(",".join(presence.containers)),
             Text(labels),
             Text(presence.version),
+            verified_text(verified),
             Text(f"{skew:+.1f}s" if skew is not None and presence.state == "online" else ""),
             Text(str(len(presence.problems)) if presence.problems else ""),
         )

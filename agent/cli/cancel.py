@@ -26,6 +26,8 @@ def command(
     broker_ca_file: options.CaFile = None,
     broker_cert_file: options.CertFile = None,
     broker_key_file: options.KeyFile = None,
+    key: options.SigningKeyFile = None,
+    agent_keys: options.AgentKeys = None,
 ) -> None:
     """Cancel a run, whoever began it: what runs is stopped, and nothing more of it starts on any agent that answers.
 
@@ -48,7 +50,7 @@ def command(
         logs_for_people()
 
         async def cancel() -> RunResult:
-            async with Coordinator(address, topic_root=topic_root) as coordinator:
+            async with Coordinator(address, topic_root=topic_root, key=key, agent_keys=agent_keys) as coordinator:
                 with RunView("cancel") as view:
                     return await coordinator.resume(run_id, cancel=True, namespaces=namespaces, on_event=view)
 

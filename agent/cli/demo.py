@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +19,7 @@ from agent.cli import options
 from agent.cli.exits import Exit, errors_as_exits, logs_for_people
 
 if TYPE_CHECKING:
-    from agent.coordinator import RunResult
+    from agent.coordinator import Coordinator, RunResult
 
 #: An installed podhook has no examples beside it; a checkout has.
 _IN_CHECKOUT = Path(__file__).resolve().parents[2] / "examples" / "demo.yaml"
@@ -76,9 +76,9 @@ def command(
 
 
 async def _demo(file: Path, calls: Sequence[object]) -> Exit:
-    from agent.bus.broker import parse_broker
     from agent.bus.embedded import EmbeddedBroker
     from agent.cli.run import execute, exit_code
+    from agent.coordinator import Coordinator
 
     async with contextlib.AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="podhook-demo-")))
@@ -86,16 +86,21 @@ async def _demo(file: Path, calls: Sequence[object]) -> Exit:
         broker = await stack.enter_async_context(EmbeddedBroker())
         print(f"   {broker.url}")
         port = await stack.enter_async_context(_web_server())
+        keys = _make_keys(directory)
         print(
             f"2. {len(PODS)} agents, each a process of its own (web server for them: http://127.0.0.1:{port})",
             flush=True,
         )
-        await stack.enter_async_context(_agents(directory, broker.url, port))
-        await _wait_for_agents(broker.url)
+        print("   they obey only what is signed with a key that was made for this demo, and sign what they say")
+
+        def connect() -> Coordinator:
+            return Coordinator(broker.url, key=keys / "demo.key", agent_keys=keys / "agents")
+
+        await stack.enter_async_context(_agents(directory, broker.url, port, keys))
+        await _wait_for_agents(connect)
         print(f"3. the hooks of {_shown(file)}, as `podhook run --all-namespaces --keep-going --timeout 2s` runs them")
         executed = await execute(
-            parse_broker(broker.url),
-            "podhook",
+            connect,
             calls,  # type: ignore[arg-type]
             output=options.Format.TABLE,
             keep_going=True,
@@ -170,7 +175,7 @@ async def _web_server() -> AsyncIterator[int]:
 
 
 @contextlib.asynccontextmanager
-async def _agents(directory: Path, broker_url: str, port: int) -> AsyncIterator[None]:
+async def _agents(directory: Path, broker_url: str, port: int, keys: Path) -> AsyncIterator[None]:
     """The agents as processes; ended with us, however we end."""
     from agent.bus import leash
 
@@ -192,7 +197,8 @@ async def _agents(directory: Path, broker_url: str, port: int) -> AsyncIterator[
                 "LABELS_FILE": str(home / "labels"),
                 "POD_FILE": str(description),
                 "STATE_DIR": str(home / "state"),
-                "ALLOW_UNSIGNED": "true",
+                "TRUSTED_KEYS": str(keys / "demo.pub"),
+                "AGENT_KEY": str(keys / f"{pod.namespace}.key"),
                 "GRACE_SECONDS": "1",
                 "LOG_FORMAT": "json",
             }
@@ -229,11 +235,23 @@ async def _stop(processes: list[asyncio.subprocess.Process]) -> None:
             await task
 
 
-async def _wait_for_agents(broker_url: str) -> None:
-    from agent.contract.errors import LinkDown
-    from agent.coordinator import Coordinator
+def _make_keys(directory: Path) -> Path:
+    """A coordinator's pair and one a namespace, as `podhook keygen` makes them; returns their directory."""
+    from agent.contract.signing.keys import generate, private_text, public_text
 
-    async with Coordinator(broker_url) as coordinator:
+    keys = directory / "keys"
+    (keys / "agents").mkdir(parents=True)
+    for name, public in {"demo": keys, **{pod.namespace: keys / "agents" for pod in PODS}}.items():
+        pair = generate(name)
+        (keys / f"{name}.key").write_text(private_text(pair), encoding="ascii")
+        (public / f"{name}.pub").write_text(public_text(pair), encoding="ascii")
+    return keys
+
+
+async def _wait_for_agents(connect: Callable[[], Coordinator]) -> None:
+    from agent.contract.errors import LinkDown
+
+    async with connect() as coordinator:
         try:
             async with asyncio.timeout(START_SECONDS):
                 while len(await coordinator.agents()) < len(PODS):

@@ -16,6 +16,7 @@ COMMANDS = {
     "query": "Ask the agents what became of a run, whoever began it.",
     "cancel": "Cancel a run, whoever began it.",
     "check": "Validate a file of hooks, or a broker; explains every problem.",
+    "keygen": "Make a pair of keys, for a coordinator or for a namespace's agents.",
     "agent": "Be an agent: the sidecar beside a database.",
     "demo": "See it work: a broker, five agents and a file of hooks, on this machine.",
 }

@@ -73,6 +73,26 @@ KeyFile = Annotated[
         envvar="PODHOOK_BROKER_KEY_FILE", metavar="FILE", help="Key of the certificate.", rich_help_panel=BROKER_PANEL
     ),
 ]
+TRUST_PANEL = "Trust"
+SigningKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--key",
+        envvar="PODHOOK_KEY",
+        metavar="FILE",
+        help="Private key that signs what is sent (podhook keygen). Without, only agents that run unsigned obey.",
+        rich_help_panel=TRUST_PANEL,
+    ),
+]
+AgentKeys = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="PODHOOK_AGENT_KEYS",
+        metavar="DIR",
+        help="Public keys of the agents, NAMESPACE.pub each. Without, everything they say is shown as unverified.",
+        rich_help_panel=TRUST_PANEL,
+    ),
+]
 Namespaces = Annotated[
     list[str] | None,
     typer.Option(

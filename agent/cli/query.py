@@ -26,6 +26,8 @@ def command(
     broker_ca_file: options.CaFile = None,
     broker_cert_file: options.CertFile = None,
     broker_key_file: options.KeyFile = None,
+    key: options.SigningKeyFile = None,
+    agent_keys: options.AgentKeys = None,
 ) -> None:
     """Ask the agents' journals what became of a run, whoever began it, and also after whoever began it has died.
 
@@ -49,7 +51,7 @@ def command(
         logs_for_people()
 
         async def ask() -> Picture:
-            async with Coordinator(address, topic_root=topic_root) as coordinator:
+            async with Coordinator(address, topic_root=topic_root, key=key, agent_keys=agent_keys) as coordinator:
                 return await coordinator.query(run_id, namespaces=namespaces)
 
         picture = asyncio.run(ask())

@@ -19,7 +19,6 @@ from agent.cli.check import name_of, read_file
 from agent.cli.exits import Exit, errors_as_exits, logs_for_people, tell
 
 if TYPE_CHECKING:
-    from agent.bus.broker import Broker
     from agent.coordinator import Coordinator, HookCall, RunResult
 
 
@@ -98,6 +97,8 @@ def command(
     broker_ca_file: options.CaFile = None,
     broker_cert_file: options.CertFile = None,
     broker_key_file: options.KeyFile = None,
+    key: options.SigningKeyFile = None,
+    agent_keys: options.AgentKeys = None,
 ) -> None:
     """Run the hooks of a file in order, through the agents of the selected pods, and gather one verdict a hook.
 
@@ -116,6 +117,12 @@ def command(
         address = options.broker_from(
             broker, broker_user_file, broker_password_file, broker_ca_file, broker_cert_file, broker_key_file
         )
+
+        def connect() -> Coordinator:
+            from agent.coordinator import Coordinator
+
+            return Coordinator(address, topic_root=topic_root, key=key, agent_keys=agent_keys)
+
         if run_id is not None:
             from agent.contract.messages import check_run_id
 
@@ -125,7 +132,7 @@ def command(
             check_run_id(run_id)
             namespaces = None if all_namespaces else options.namespaces_from(namespace, every=not namespace)
             logs_for_people()
-            gathered = asyncio.run(resume(address, topic_root, run_id, namespaces, output=output))
+            gathered = asyncio.run(resume(connect, run_id, namespaces, output=output))
             raise typer.Exit(exit_code(gathered))
         if file is None:
             raise typer.BadParameter("give a FILE of hooks, or --run-id to gather a run that was begun before")
@@ -167,7 +174,7 @@ def command(
         if problems:
             raise InvalidHook(problems)
         logs_for_people()
-        executed = asyncio.run(execute(address, topic_root, calls, output=output, keep_going=keep_going))
+        executed = asyncio.run(execute(connect, calls, output=output, keep_going=keep_going))
         raise typer.Exit(exit_code(executed))
 
 
@@ -180,8 +187,7 @@ class Executed:
 
 
 async def execute(
-    broker: Broker,
-    topic_root: str,
+    connect: Callable[[], Coordinator],
     calls: Sequence[HookCall],
     *,
     output: options.Format,
@@ -192,12 +198,12 @@ async def execute(
     """Run calls one after the other, show them, and return their results. Ctrl-C and SIGTERM cancel the present one.
 
     The second Ctrl-C waits no longer to hear how it ended. `quiet` shows no events, only results. `before` is called
-    before each call. Raises LinkDown, BrokerRefused.
+    before each call. Raises LinkDown, BrokerRefused, InvalidKey.
     """
-    from agent.coordinator import Coordinator, Verdict
+    from agent.coordinator import Verdict
 
     runs: list[RunResult] = []
-    async with Coordinator(broker, topic_root=topic_root) as coordinator:
+    async with connect() as coordinator:
         with _stopped_by_signals(coordinator) as stops:
             for call in calls:
                 if before is not None:
@@ -214,7 +220,7 @@ async def execute(
 
 
 #: What says something to a run that is only gathered.
-_WITH_RUN_ID = {"file", "run_id", "namespace", "all_namespaces", "output", "broker", "topic_root"}
+_WITH_RUN_ID = {"file", "run_id", "namespace", "all_namespaces", "output", "broker", "topic_root", "key", "agent_keys"}
 
 
 def _refuse_other_options(context: typer.Context) -> None:
@@ -226,13 +232,12 @@ def _refuse_other_options(context: typer.Context) -> None:
 
 
 async def resume(
-    broker: Broker, topic_root: str, run_id: str, namespaces: frozenset[str] | None, *, output: options.Format
+    connect: Callable[[], Coordinator], run_id: str, namespaces: frozenset[str] | None, *, output: options.Format
 ) -> Executed:
     """Gather a run that was begun before, and show what came of it. Raises LinkDown, BrokerRefused, BadInput."""
     from agent.cli.view import RunView
-    from agent.coordinator import Coordinator
 
-    async with Coordinator(broker, topic_root=topic_root) as coordinator:
+    async with connect() as coordinator:
         with _stopped_by_signals(coordinator) as stops:
             with RunView("resumed") as view:
                 run = await coordinator.resume(run_id, namespaces=namespaces, on_event=view)

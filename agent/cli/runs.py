@@ -26,6 +26,8 @@ def command(
     broker_ca_file: options.CaFile = None,
     broker_cert_file: options.CertFile = None,
     broker_key_file: options.KeyFile = None,
+    key: options.SigningKeyFile = None,
+    agent_keys: options.AgentKeys = None,
 ) -> None:
     """Show the latest runs that the agents know, newest first, whoever began them.
 
@@ -46,7 +48,7 @@ def command(
         logs_for_people()
 
         async def ask() -> list[Picture]:
-            async with Coordinator(address, topic_root=topic_root) as coordinator:
+            async with Coordinator(address, topic_root=topic_root, key=key, agent_keys=agent_keys) as coordinator:
                 return await coordinator.runs(limit=limit, namespaces=namespaces)
 
         pictures = asyncio.run(ask())[:limit]

@@ -125,7 +125,9 @@ def print_result(run: RunResult) -> None:
     if run.targets:
         table = _targets_table("OUTCOME")
         for each in run.targets:
-            table.add_row(*_cells(each.target, str(each.result.outcome), each.attempt, each.result))
+            said_by_agent = each.result.outcome not in (Outcome.UNREACHABLE, Outcome.LOST)
+            verified = verified_text(run.verified) if said_by_agent else Text("-")
+            table.add_row(*_cells(each.target, str(each.result.outcome), each.attempt, each.result, verified))
         console.print(table)
     for note in run.notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
@@ -139,7 +141,8 @@ def print_picture(picture: Picture) -> None:
         table = _targets_table("STATE")
         for each in picture.known:
             result = each.result.result if each.result else None
-            table.add_row(*_cells(each.target, str(each.counts.state), each.counts.attempt, result))
+            verified = verified_text(picture.verified)
+            table.add_row(*_cells(each.target, str(each.counts.state), each.counts.attempt, result, verified))
         console.print(table)
     unheard: dict[str, list[Target]] = {"did not answer": list(picture.silent), "offline": list(picture.offline)}
     for target, why in picture.blind:
@@ -181,16 +184,24 @@ def _targets_table(what: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("POD", overflow="fold")
     table.add_column(what, no_wrap=True)
+    table.add_column("VERIFIED", no_wrap=True)
     table.add_column("TIME", justify="right", no_wrap=True)
     table.add_column("DETAIL", overflow="fold")
     return table
 
 
-def _cells(target: Target, state: str, attempt: int, result: Result | None) -> tuple[Text, Text, str, Text]:
+def _cells(
+    target: Target, state: str, attempt: int, result: Result | None, verified: Text
+) -> tuple[Text, Text, Text, str, Text]:
     if result is None:
-        return Text(str(target)), _state(state), "-", Text(f"attempt {attempt}")
+        return Text(str(target)), _state(state), verified, "-", Text(f"attempt {attempt}")
     time_taken = format_duration(result.duration_seconds) if result.started_at else "-"
-    return Text(str(target)), _state(state), time_taken, Text(detail_of(result, attempt))
+    return Text(str(target)), _state(state), verified, time_taken, Text(detail_of(result, attempt))
+
+
+def verified_text(verified: bool) -> Text:
+    """Whether an agent proved that it said so; without agent keys nobody could."""
+    return Text("yes", style="green") if verified else Text("unverified", style="yellow")
 
 
 def show(print_it: Callable[[], None]) -> None:

@@ -6,6 +6,8 @@
     |-- BadInput              the sender's or the author's fault; the same input fails again
     |   |-- MalformedMessage  a payload that is no message of ours (bytes, JSON, CloudEvent, fields)
     |   |-- UnknownType       a message type or major version that this podhook does not speak
+    |   |-- Unverified        a payload that nobody we trust has signed for us; says which rule it breaks
+    |   |-- InvalidKey        a file that is no key of ours
     |   |-- InvalidHook       a HookTemplate with problems; carries all of them
     |   `-- InvalidSettings   a flag or a PODHOOK_* variable that cannot be used
     |-- Refusal               an agent says no before anything ran; TEMPORARY has the codes that pass
@@ -34,6 +36,11 @@ class ErrorCode(StrEnum):
 
     # rejected: refused before anything ran
     UNSIGNED = "unsigned"
+    BAD_SIGNATURE = "bad_signature"
+    UNKNOWN_KEY = "unknown_key"
+    KEY_NOT_ALLOWED = "key_not_allowed"
+    WRONG_AUDIENCE = "wrong_audience"
+    REPLAYED = "replayed"
     WRONG_POD_UID = "wrong_pod_uid"
     BEFORE_JOURNAL = "before_journal"
     CLOCK_SKEW = "clock_skew"
@@ -89,6 +96,17 @@ class ErrorCode(StrEnum):
     SILENT = "silent"
 
 
+#: Rejections of what nobody has signed as it must be: said to an unknown sender, about bytes that prove nothing.
+UNVERIFIED = frozenset(
+    {
+        ErrorCode.UNSIGNED,
+        ErrorCode.BAD_SIGNATURE,
+        ErrorCode.UNKNOWN_KEY,
+        ErrorCode.KEY_NOT_ALLOWED,
+        ErrorCode.WRONG_AUDIENCE,
+    }
+)
+
 #: Rejections that pass by themselves; only these are repeated by `maxRetry` (SEMANTICS: Retries).
 TEMPORARY = frozenset(
     {
@@ -111,6 +129,19 @@ class BadInput(PodhookError):
 
 class MalformedMessage(BadInput):
     """A payload that is not one of our messages."""
+
+
+class Unverified(BadInput):
+    """A payload that is not signed as it must be. `code` names the rule; nothing in the payload can be believed."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class InvalidKey(BadInput):
+    """A file that is no key of ours; the message names the file and never what stands in it."""
 
 
 class UnknownType(BadInput):

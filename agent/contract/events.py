@@ -6,16 +6,17 @@ what is wrong; nothing else ever comes out of here, whatever the bytes are.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
 
 from agent.contract.errors import MalformedMessage, UnknownType
 from agent.contract.messages import MESSAGES, Message
+from agent.contract.strict_json import parse
 
 CONTENT_TYPE = "application/cloudevents+json"
 _TYPE = re.compile(r"(?P<kind>[a-z0-9.-]+)\.v(?P<major>[0-9]{1,4})")
@@ -34,6 +35,9 @@ class Event(BaseModel, Generic[D]):
     type: Annotated[str, Field(max_length=256)]
     time: AwareDatetime
     datacontenttype: Literal["application/json"] = "application/json"
+    #: Extension attributes: for whom it is (`namespace/pod/pod uid`), and until when. Signed commands have both.
+    audience: Annotated[str, Field(max_length=1024)] | None = None
+    expirytime: AwareDatetime | None = None
     data: D
 
 
@@ -52,7 +56,29 @@ class Kinds:
 _EVENTS: dict[str, type[Event[Any]]] = {name: Event[model] for name, model in MESSAGES.items()}  # type: ignore[valid-type]
 
 
-def seal(message: Message, *, source: str, time: datetime, event_id: str) -> bytes:
+def digest(event: bytes) -> str:
+    """What tells a trigger from every other: the SHA-256 (hexadecimal) of its CloudEvent, whether signed or not."""
+    return hashlib.sha256(event).hexdigest()
+
+
+def digest_of_unverified(payload: bytes) -> str:
+    """What an answer names that refuses to believe a payload: a hash of all that came, in a space of its own.
+
+    Never the hash of the CloudEvent within: somebody who strips a signature, or breaks it, would otherwise make the
+    agent say of the very trigger that it also got whole that it was refused.
+    """
+    return hashlib.sha256(b"podhook-unverified\0" + payload).hexdigest()
+
+
+def seal(
+    message: Message,
+    *,
+    source: str,
+    time: datetime,
+    event_id: str,
+    audience: str | None = None,
+    expires: datetime | None = None,
+) -> bytes:
     """Write a message as a CloudEvent. `source` is a URI reference such as `/agents/shop/db-0`."""
     event = _EVENTS[message.TYPE].model_construct(
         specversion="1.0",
@@ -61,6 +87,8 @@ def seal(message: Message, *, source: str, time: datetime, event_id: str) -> byt
         type=message.TYPE,
         time=time,
         datacontenttype="application/json",
+        audience=audience,
+        expirytime=expires,
         data=message,
     )
     return event.model_dump_json(by_alias=True, exclude_none=True).encode()
@@ -76,8 +104,8 @@ def open_event(payload: bytes, kinds: Kinds, *, limit_bytes: int) -> Event[Any]:
     if len(payload) > limit_bytes:
         raise MalformedMessage(f"payload of {len(payload)} bytes is too large; the limit is {limit_bytes}")
     try:
-        raw = from_json(payload, allow_inf_nan=False)
-    except (ValueError, RecursionError) as error:
+        raw = parse(payload)
+    except ValueError as error:
         raise MalformedMessage(f"payload of {len(payload)} bytes is not JSON: {_short(str(error))}") from error
     if not isinstance(raw, dict):
         raise MalformedMessage(f"payload is a JSON {type(raw).__name__}, not an object with CloudEvents attributes")

@@ -338,7 +338,8 @@ class AttemptReport(Message):
     """One attempt as the journal has it; `outcome` once it has ended. `targets` is what its trigger said.
 
     In a list of the latest attempts there is no outcome, and `run_id` says which run it was of. `issued_at` and
-    `deadline` are the trigger's, `changed_at` is when it came into its state, by the agent's clock.
+    `deadline` are the trigger's, `changed_at` is when it came into its state, by the agent's clock. `key_id` is the
+    thumbprint of the key that signed its trigger; None if nobody did.
     """
 
     run_id: Uuid | None = None
@@ -350,13 +351,15 @@ class AttemptReport(Message):
     issued_at: Instant | None = None
     deadline: Instant | None = None
     changed_at: Instant | None = None
+    key_id: Annotated[str, Field(max_length=64)] | None = None
     outcome: OutcomeMessage | None = None
 
 
 class Report(Message):
     """The answer to a query about `attempt` (None: the whole run). An empty list of attempts says: never seen.
 
-    `tombstoned`, after a query that settles: the attempt never started here and can never start any more.
+    `tombstoned`, after a query that settles: the attempt never started here and can never start any more; with
+    `tombstoned_for` that holds only for triggers signed by the key of this thumbprint, the one that asked.
     `cannot_tell` says why an empty list proves nothing: another pod's uid, a journal that does not reach that
     far. `clock` is the agent's wall clock when it answered.
     """
@@ -371,6 +374,7 @@ class Report(Message):
     attempt: Attempt | None = None
     attempts: list[AttemptReport]
     tombstoned: bool = False
+    tombstoned_for: Annotated[str, Field(max_length=64)] | None = None
     cannot_tell: Annotated[str, Field(max_length=1024)] | None = None
     clock: Instant | None = None
 

@@ -22,8 +22,9 @@ from agent.contract.rendering import RenderError, expand
 from agent.contract.templates import Executor, Hook, HookSpec, PodExecutor, rendered_fields, used_placeholders
 from agent.coordinator.targets import Selection, executor_of
 
-#: A command is an action and this much at most: its envelope, names and times.
+#: A command is an action and this much at most: its envelope, names and times. A signature makes four bytes of three.
 ENVELOPE_BYTES = 8 * 1024
+MAX_ACTION_BYTES = (MAX_COMMAND_BYTES - 1024) * 3 // 4 - ENVELOPE_BYTES
 #: How long a trigger may take to be started, on its way and in the agent.
 DEFAULT_START_WINDOW_SECONDS = 30
 
@@ -128,9 +129,10 @@ class HookCall:
         if spec.action is None and spec.executor is not None and spec.executor.type == "Function":
             return  # a Function needs none
         size = len(self.action().model_dump_json(by_alias=True, exclude_none=True).encode())
-        if size > MAX_COMMAND_BYTES - ENVELOPE_BYTES:
-            limit = MAX_COMMAND_BYTES - ENVELOPE_BYTES
-            text = f"has {size} bytes with its parameters; the limit is {limit}, agents take no larger command"
+        if size > MAX_ACTION_BYTES:
+            text = (
+                f"has {size} bytes with its parameters; the limit is {MAX_ACTION_BYTES}, agents take no larger command"
+            )
             raise InvalidHook([Problem("action", f"{text}; put long text in a file")])
 
     def _values(self, spec: HookSpec) -> dict[str, str]:

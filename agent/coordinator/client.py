@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Self, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import structlog
 import uuid_utils
@@ -25,9 +27,13 @@ from agent.coordinator.results import OnEvent, RunEvent, RunResult, TargetResult
 from agent.coordinator.resume import Resumption
 from agent.coordinator.round import Round
 from agent.coordinator.targets import Selection, Target, select
+from agent.coordinator.trust import Trust, load_agent_keys, load_key
 from agent.coordinator.verdict import Verdict, verdict_of
 from agent.coordinator.watch import CANCEL_SECONDS
-from agent.coordinator.wire import Wire
+from agent.coordinator.wire import Distrusted, Wire
+
+if TYPE_CHECKING:
+    from agent.contract.signing.keys import Keyring, SigningKey
 
 log = structlog.get_logger("podhook.coordinator")
 T = TypeVar("T")
@@ -62,6 +68,13 @@ class Coordinator:
         broker: a URL (`mqtt://host:1883`) or a `Broker` with credentials and certificates.
         topic_root: first level of every topic, as the agents have it.
         connect_seconds: how long the first connection may take.
+        key: the private key that signs what is sent, or its file (`podhook keygen`); None sends unsigned, which only
+            agents with PODHOOK_ALLOW_UNSIGNED obey.
+        agent_keys: the public keys of agents by namespace, or the directory of their files (`NAMESPACE.pub`); what an
+            agent of a namespace says and does not verify is then refused. None: nothing is verified.
+
+    Raises:
+        InvalidKey: a key file that cannot be used.
 
     Raises (on entering):
         BrokerRefused: the broker answered and said no.
@@ -75,6 +88,8 @@ class Coordinator:
         *,
         topic_root: str = "podhook",
         connect_seconds: float = CONNECT_SECONDS,
+        key: SigningKey | Path | None = None,
+        agent_keys: Mapping[str, Keyring] | Path | None = None,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._broker = broker if isinstance(broker, Broker) else parse_broker(broker)
@@ -88,7 +103,11 @@ class Coordinator:
             receive_maximum=1000,
         )
         self._link = Link(self._broker, options)
-        self._wire = Wire(self._link, self._topics, self.id, now)
+        self._trust = Trust(
+            load_key(key) if isinstance(key, Path) else key,
+            load_agent_keys(agent_keys) if isinstance(agent_keys, Path) else agent_keys,
+        )
+        self._wire = Wire(self._link, self._topics, self.id, now, self._trust)
         self._alive: set[Round | Resumption] = set()
         self._reading: asyncio.Task[None] | None = None
         self._presence_changed = asyncio.Event()
@@ -116,8 +135,18 @@ class Coordinator:
 
     # -- who is there
 
+    @property
+    def verifies(self) -> bool:
+        """Whether what agents say is verified, presence included: it was given their keys."""
+        return self._trust.verifies
+
+    @property
+    def distrusted(self) -> list[Distrusted]:
+        """Presences that do not verify, and why, by namespace and name: until that is mended nobody is there."""
+        return [each for key, each in sorted(self._wire.distrusted.items()) if key not in self._wire.presences]
+
     async def agents(self) -> list[Presence]:
-        """Everybody's presence, by namespace and name, once it is complete."""
+        """Everybody's presence, by namespace and name, once it is complete; if we verify, of those that do."""
         await self._settle(None)
         self._told = self._changes
         return self._known()
@@ -159,7 +188,17 @@ class Coordinator:
             verdict: Verdict, targets: Sequence[TargetResult] = (), error: ErrorDetail | None = None
         ) -> RunResult:
             seconds = asyncio.get_running_loop().time() - begun
-            return RunResult(run_id, call.hook.name, verdict, started_at, seconds, tuple(targets), error, tuple(notes))
+            return RunResult(
+                run_id,
+                call.hook.name,
+                verdict,
+                started_at,
+                seconds,
+                tuple(targets),
+                error,
+                tuple(notes),
+                self._trust.verifies,
+            )
 
         notes: list[str] = []
         selection = await self._select(call, executor, cancels)
@@ -191,6 +230,7 @@ class Coordinator:
             now=self._now,
         )
         results = await self._drive(a_round)
+        notes += [f"not believed: {namespace}/{pod}: {why}" for (namespace, pod), why in a_round.unverified.items()]
         outcomes = [each.result.outcome for each in results]
         count, cancelled = len(selection.targets), a_round.cancelled
         return result(verdict_of(executor.strategy, outcomes, count, cancelled=cancelled), results)
@@ -243,7 +283,7 @@ class Coordinator:
                 if each.run_id is not None:
                     attempts.setdefault(each.run_id, {}).setdefault(target, []).append(each)
         found = [
-            picture_of(run_id, of, silent=set(online) - set(answers), offline=offline)
+            picture_of(run_id, of, silent=set(online) - set(answers), offline=offline, verified=self._trust.verifies)
             for run_id, of in attempts.items()
         ]
         return sorted(found, key=lambda each: (each.issued_at is not None, each.issued_at, each.run_id), reverse=True)
@@ -350,7 +390,11 @@ class Coordinator:
             return found == call.expect or self._cancels != cancels
 
         await self._settle(enough if call.expect is not None else None)
-        return select(self._known(), executor, call.namespaces)
+        selection = select(self._known(), executor, call.namespaces)
+        # Who claims to be there and cannot prove it has no live agent: a run must not get smaller by that.
+        claims = select([each.claim for each in self.distrusted], executor, call.namespaces)
+        missing = {*selection.missing, *claims.targets, *claims.missing}
+        return replace(selection, missing=tuple(sorted(missing)))
 
     async def _settle(self, enough: Callable[[], bool] | None) -> None:
         """Wait until presence is complete, that is quiet for a while; with `enough`, also for that, a few seconds."""

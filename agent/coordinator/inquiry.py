@@ -42,6 +42,9 @@ class _Inquiry:
         if isinstance(message, Report) and waiting is not None and not waiting.done():
             waiting.set_result(message)
 
+    def hear_unverified(self, key: tuple[str, str], why: str) -> None:
+        """Silence, as far as a question is concerned; it is logged."""
+
     def agent_restored(self, key: tuple[str, str]) -> None:
         """The question is repeated anyway."""
 
@@ -79,7 +82,7 @@ async def ask(
                 return
             waiting = inquiry.heard[target.key] = asyncio.get_running_loop().create_future()
             asked_at = now()
-            payload = wire.seal(question(query_id, target))
+            payload = wire.seal(question(query_id, target), target).payload
             asking = asyncio.create_task(_keep_asking(wire, target, query_id, payload), name=f"ask {target}")
             try:
                 async with asyncio.timeout(within_seconds):

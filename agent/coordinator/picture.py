@@ -60,7 +60,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One run as the agents know it.
+    """One run as the agents know it; `verified` if each proved with its namespace's key that it is they who say so.
 
     `known`: targets whose journal has it. `strangers`: agents that answered and never saw it. `blind`: agents that
     cannot tell, and why. `silent`: agents that are online and did not answer. `offline`: those that were not asked.
@@ -72,6 +72,7 @@ class Picture:
     blind: tuple[tuple[Target, str], ...] = ()
     silent: tuple[Target, ...] = ()
     offline: tuple[Target, ...] = ()
+    verified: bool = False
 
     @property
     def hook(self) -> str:
@@ -159,6 +160,7 @@ class Picture:
             "started_at": time_json(self.issued_at),
             "duration_ms": round(self.duration_seconds * 1000, 3),
             "strategy": self.aims.strategy if self.aims else None,
+            "verified": self.verified,
             "expected_targets": self.aims.count if self.aims else None,
             "targets": targets,
             "cannot_tell": [{"agent": str(target), "why": why} for target, why in self.blind],
@@ -195,6 +197,7 @@ def picture_of(
     blind: Mapping[Target, str] | None = None,
     silent: Iterable[Target] = (),
     offline: Iterable[Target] = (),
+    verified: bool = False,
 ) -> Picture:
     """Put together what agents said: the attempts of each that answered, in any order, and why some cannot tell."""
     blind = blind or {}
@@ -210,6 +213,7 @@ def picture_of(
         blind=tuple(sorted(blind.items())),
         silent=tuple(sorted(silent)),
         offline=tuple(sorted(offline)),
+        verified=verified,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 
 from agent.contract.messages import ErrorDetail, Result
+from agent.contract.states import Outcome
 from agent.coordinator.targets import Target
 from agent.coordinator.verdict import Verdict
 
@@ -61,7 +62,11 @@ def _result_json(result: Result) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """One hook's run. `error` says why it was not started; `targets` stand in the order of their names."""
+    """One hook's run. `error` says why it was not started; `targets` stand in the order of their names.
+
+    `verified`: every outcome that counts was signed with an agent key of its namespace. Otherwise whoever can publish
+    to the broker may have said it.
+    """
 
     run_id: str
     hook: str
@@ -71,6 +76,7 @@ class RunResult:
     targets: tuple[TargetResult, ...] = ()
     error: ErrorDetail | None = None
     notes: tuple[str, ...] = ()
+    verified: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON object of a run."""
@@ -80,10 +86,15 @@ class RunResult:
             "verdict": str(self.verdict),
             "started_at": time_json(self.started_at),
             "duration_ms": round(self.duration_seconds * 1000, 3),
-            "targets": [target.to_json() for target in self.targets],
+            "verified": self.verified,
+            "targets": [target.to_json() | {"verified": self._is_verified(target)} for target in self.targets],
             "error": error_json(self.error),
             "notes": list(self.notes),
         }
+
+    def _is_verified(self, target: TargetResult) -> bool | None:
+        """None: the coordinator itself concluded it, and no agent said anything."""
+        return None if target.result.outcome in (Outcome.UNREACHABLE, Outcome.LOST) else self.verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +102,7 @@ class RunEvent:
     """Something that happened in a run, for people who watch.
 
     `kind` is one of `selected`, `triggered`, `accepted`, `ready`, `go`, `started`, `running`, `outcome`, `retry`,
-    `asked`, `resent`, `cancelled`, `dropped`, `broker`.
+    `asked`, `resent`, `cancelled`, `dropped`, `unverified`, `broker`.
     """
 
     kind: str

@@ -21,6 +21,7 @@ from agent.contract.messages import (
     Cancel,
     ErrorDetail,
     Query,
+    Report,
 )
 from agent.contract.outcomes import failure
 from agent.contract.states import AttemptState, Outcome
@@ -75,7 +76,14 @@ class Resumption:
             attempts[speaker] = said.attempts
             if said.cannot_tell is not None and not said.attempts:
                 blind[speaker] = said.cannot_tell
-        return picture_of(self.run_id, attempts, blind=blind, silent=set(online) - set(answers), offline=offline)
+        return picture_of(
+            self.run_id,
+            attempts,
+            blind=blind,
+            silent=set(online) - set(answers),
+            offline=offline,
+            verified=self.wire.trust.verifies,
+        )
 
     async def run(self, *, cancel: bool = False) -> RunResult:
         """Gather until every target has ended, or fell silent. With `cancel`, end it first.
@@ -208,6 +216,8 @@ class Resumption:
             picture.duration_seconds,
             tuple(results),
             self._why_incomplete(picture),
+            (),
+            self.wire.trust.verifies,
         )
 
     def _why_incomplete(self, picture: Picture) -> ErrorDetail | None:
@@ -259,7 +269,8 @@ class Resumption:
             answers = await self._unless_stopped(asking) or {}
         except LinkDown:
             answers = {}
-        sure = {target for target, answer in answers.items() if answer.report.tombstoned}
+        keys = {each.key_id for known in picture.known for each in known.attempts}
+        sure = {target for target, answer in answers.items() if _stops(answer.report, keys)}
         self._unconfirmed = tuple(sorted({*online, *offline} - sure))
         if self._patience_seconds:
             self._give_up_at = asyncio.get_running_loop().time() + self._patience_seconds
@@ -275,7 +286,7 @@ class Resumption:
         latest = self.now() + timedelta(seconds=MAX_START_WINDOW_SECONDS)
         message = Cancel(run_id=self.run_id, attempt=MAX_ATTEMPTS, pod_uid=target.pod_uid, deadline=latest)
         try:
-            await self.wire.publish(target, self.run_id, self.wire.seal(message), 60, qos=qos)
+            await self.wire.publish(target, self.run_id, self.wire.seal(message, target).payload, 60, qos=qos)
         except (LinkDown, PublishRefused) as error:
             self.on_event(RunEvent("broker", self.run_id, target, 0, str(error)))  # said again at the next look
 
@@ -304,6 +315,11 @@ class Resumption:
             issued_at=issued_at,
             deadline=issued_at,
         )
+
+
+def _stops(report: Report, keys: set[str | None]) -> bool:
+    """Whether nothing of a run that these keys began starts there any more: only an operator's key stops anybody's."""
+    return report.tombstoned and (report.tombstoned_for is None or keys == {report.tombstoned_for})
 
 
 def _names(targets: Iterable[Target]) -> str:

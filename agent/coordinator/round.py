@@ -6,7 +6,6 @@ The rules of what silence means are in `watch`; what outcomes amount to is in `v
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
 import uuid
 from collections.abc import Callable, Sequence
@@ -66,6 +65,7 @@ class Round:
     on_event: OnEvent
     now: Callable[[], datetime]
     cancelled: bool = False
+    unverified: dict[tuple[str, str], str] = field(default_factory=dict)
     query_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     _aims: Targets = field(init=False)
     _active: dict[tuple[str, str], _Active] = field(default_factory=dict)
@@ -201,19 +201,20 @@ class Round:
             deadline=deadline,
             wait_for_go=wait_for_go,
         )
-        payload = self.wire.seal(trigger)
+        sealed = self.wire.seal(trigger, target)
         now = _clock()
         watch = Watch(
             target=target,
             run_id=self.run_id,
             attempt=attempt,
-            trigger_hash=hashlib.sha256(payload).hexdigest(),
+            trigger_hash=sealed.digest,
+            refusal_hash=sealed.digest_of_refusal,
             deadline=now + self.call.start_window_seconds,
             timeout_seconds=self.call.timeout_seconds,
             now=now,
             wait_for_go=wait_for_go,
         )
-        return _Active(watch, payload, issued_at, deadline)
+        return _Active(watch, sealed.payload, issued_at, deadline)
 
     async def _trigger(self, active: _Active) -> None:
         """Publish the trigger until the broker has it or it is too late; the bytes are always the same."""
@@ -346,6 +347,12 @@ class Round:
                 self._say(kind, active.watch.target, active.watch.attempt, text)
         active.heard.set()
 
+    def hear_unverified(self, key: tuple[str, str], why: str) -> None:
+        """Somebody speaks in the name of an agent, or an agent without its key: told, and never believed."""
+        self.unverified[key] = why
+        active = self._active.get(key)
+        self._say("unverified", active.watch.target if active else None, 0, f"{key[0]}/{key[1]}: {why}")
+
     def link_lost(self) -> None:
         """Nobody can be heard until the broker is back."""
         for active in self._active.values():
@@ -408,7 +415,7 @@ class Round:
         return max(1, int(watch.deadline - _clock()) + 1)
 
     def _send(self, target: Target, message: Message, *, qos: int = 1) -> None:
-        self._send_bytes(target, self.wire.seal(message), 60, qos=qos)
+        self._send_bytes(target, self.wire.seal(message, target).payload, 60, qos=qos)
 
     def _send_bytes(self, target: Target, payload: bytes, expiry_seconds: int, *, qos: int) -> None:
         """Publish in a task of its own: a broker that does not acknowledge must not hold up what is heard.

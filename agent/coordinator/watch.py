@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from agent.contract.errors import ErrorCode
+from agent.contract.errors import UNVERIFIED, ErrorCode
 from agent.contract.messages import (
     CLOCK_TOLERANCE_SECONDS,
     Accepted,
@@ -53,8 +53,8 @@ _WITHOUT_MEMORY = frozenset(
         ErrorCode.CLOCK_SKEW,
         ErrorCode.DEADLINE_TOO_FAR,
         ErrorCode.EXPIRED,
-        ErrorCode.UNSIGNED,
         ErrorCode.INVALID_ACTION,
+        *UNVERIFIED,
     }
 )
 
@@ -70,7 +70,10 @@ class Step(StrEnum):
 
 @dataclass(slots=True)
 class Watch:
-    """The state of one attempt. `copies` counts how often its trigger may have left."""
+    """The state of one attempt. `copies` counts how often its trigger may have left.
+
+    Answers name `trigger_hash`; an agent that does not believe who sent it names `refusal_hash`.
+    """
 
     target: Target
     run_id: str
@@ -80,6 +83,7 @@ class Watch:
     timeout_seconds: float
     now: float
     wait_for_go: bool = False
+    refusal_hash: str = ""
     copies: int = 0
     seen: bool = False
     ready: bool = False
@@ -115,7 +119,7 @@ class Watch:
             return "dropped"
         if isinstance(message, Report):
             return self._hear_report(message, now)
-        if not isinstance(message, Reply) or message.trigger_hash != self.trigger_hash:
+        if not isinstance(message, Reply) or not self._is_about_it(message):
             return "dropped"
         if message.pod_uid != self.target.pod_uid:
             return self._hear_successor(message)
@@ -135,6 +139,14 @@ class Watch:
             case Accepted():
                 return "accepted"
         return "running"
+
+    def _is_about_it(self, message: Reply) -> bool:
+        """Whether it answers this very trigger. That its sender is not trusted, an agent says of all the bytes."""
+        if message.trigger_hash == self.trigger_hash:
+            return not (isinstance(message, OutcomeMessage) and _code(message) in UNVERIFIED)
+        if not isinstance(message, OutcomeMessage) or message.outcome is not Outcome.REJECTED:
+            return False
+        return message.trigger_hash == self.refusal_hash and _code(message) in UNVERIFIED
 
     def _hear_successor(self, message: Reply) -> str:
         """A pod of the same name with another uid refuses what was meant for its predecessor.

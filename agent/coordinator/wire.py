@@ -5,23 +5,36 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 import structlog
 
 from agent.bus.link import Link
 from agent.bus.types import Delivery, Publication
-from agent.contract.errors import BadInput
+from agent.contract.errors import BadInput, Unverified
 from agent.contract.events import CONTENT_TYPE, Kinds, open_event, seal
-from agent.contract.messages import MAX_COMMAND_BYTES, REPLIES, Message, Presence, Reply, Report
+from agent.contract.messages import (
+    MAX_COMMAND_BYTES,
+    MAX_START_WINDOW_SECONDS,
+    REPLIES,
+    Message,
+    Presence,
+    Reply,
+    Report,
+    Trigger,
+)
 from agent.contract.topics import Topics
 from agent.coordinator.targets import Target
+from agent.coordinator.trust import Sealed, Trust, peek
 
 log = structlog.get_logger("podhook.coordinator")
 
 #: Questions under way at once (DESIGN: Delivery 5): mosquitto keeps 1000 messages for a client that is slower.
 MAX_QUESTIONS = 200
+
+#: How long a signed command that is no trigger is good: as long as agents take any (DESIGN: at most 15 min).
+COMMAND_LIFE = timedelta(seconds=MAX_START_WINDOW_SECONDS)
 
 _REPLIES = Kinds.of(*REPLIES)
 _PRESENCE = Kinds.of(Presence)
@@ -37,8 +50,19 @@ class Listener(Protocol):
     def hear(self, key: tuple[str, str], message: Message) -> None:
         """A reply of the agent (namespace, pod)."""
 
+    def hear_unverified(self, key: tuple[str, str], why: str) -> None:
+        """Something that claims to be a reply of that agent, and is not signed by it."""
+
     def agent_restored(self, key: tuple[str, str]) -> None:
         """That agent is online again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Distrusted:
+    """A presence that nobody of its namespace has signed: why, and what it claims."""
+
+    why: str
+    claim: Presence
 
 
 @dataclass(slots=True)
@@ -49,17 +73,27 @@ class Wire:
     topics: Topics
     coordinator: str
     now: Callable[[], datetime]
+    trust: Trust = field(default_factory=Trust)
     presences: dict[tuple[str, str], Presence] = field(default_factory=dict)
+    distrusted: dict[tuple[str, str], Distrusted] = field(default_factory=dict)
     on_presence: Callable[[], None] = lambda: None
     _listeners: dict[str, Listener] = field(default_factory=dict)
     _unconfirmed: set[tuple[str, str]] = field(default_factory=set)
 
     # -- out
 
-    def seal(self, message: Message) -> bytes:
-        """The CloudEvent of a command, said by this coordinator now."""
-        source = f"/coordinators/{self.coordinator}"
-        return seal(message, source=source, time=self.now(), event_id=str(uuid.uuid4()))
+    def seal(self, message: Message, target: Target) -> Sealed:
+        """A command to one target, said by this coordinator now; signed if it has a key."""
+        now = self.now()
+        said = seal(
+            message,
+            source=f"/coordinators/{self.coordinator}",
+            time=now,
+            event_id=str(uuid.uuid4()),
+            audience=f"{target.namespace}/{target.pod}/{target.pod_uid}",
+            expires=message.deadline if isinstance(message, Trigger) else now + COMMAND_LIFE,
+        )
+        return self.trust.seal(said)
 
     async def publish(
         self,
@@ -131,6 +165,8 @@ class Wire:
                 self._take_presence(delivery)
             else:
                 self._take_reply(delivery)
+        except Unverified as error:
+            log.warning("reply.not_believed", topic=delivery.topic, code=error.code, error=str(error))
         except BadInput as error:
             log.warning("reply.refused", topic=delivery.topic, error=str(error))
 
@@ -139,11 +175,16 @@ class Wire:
         self._unconfirmed.discard(key)
         if not delivery.payload:
             self.presences.pop(key, None)
+            self.distrusted.pop(key, None)
             self.on_presence()
             return
-        presence: Presence = open_event(delivery.payload, _PRESENCE, limit_bytes=MAX_COMMAND_BYTES).data
-        if (presence.namespace, presence.pod) != key:
-            raise BadInput(f"presence of {presence.namespace}/{presence.pod} on another agent's topic")
+        try:
+            presence = _presence(self.trust.open(delivery.payload, key[0]), key)
+        except Unverified as error:
+            self.distrusted[key] = Distrusted(str(error), _presence(peek(delivery.payload), key))
+            self.on_presence()
+            raise
+        self.distrusted.pop(key, None)
         before = self.presences.get(key)
         self.presences[key] = presence
         self.on_presence()
@@ -156,7 +197,12 @@ class Wire:
         listener = self._listeners.get(address.run_id)
         if listener is None or address.coordinator != self.coordinator:
             return
-        message = open_event(delivery.payload, _REPLIES, limit_bytes=MAX_COMMAND_BYTES).data
+        try:
+            said = self.trust.open(delivery.payload, address.namespace)
+        except Unverified as error:
+            listener.hear_unverified((address.namespace, address.pod), str(error))
+            raise
+        message = open_event(said, _REPLIES, limit_bytes=MAX_COMMAND_BYTES).data
         if isinstance(message, Reply | Report) and (message.namespace, message.pod) != (
             address.namespace,
             address.pod,
@@ -165,3 +211,10 @@ class Wire:
         if isinstance(message, Reply | Report) and message.run_id != listener.run_id:
             raise BadInput(f"reply about run {message.run_id} on the topic of another run")
         listener.hear((address.namespace, address.pod), message)
+
+
+def _presence(said: bytes, key: tuple[str, str]) -> Presence:
+    presence: Presence = open_event(said, _PRESENCE, limit_bytes=MAX_COMMAND_BYTES).data
+    if (presence.namespace, presence.pod) != key:
+        raise BadInput(f"presence of {presence.namespace}/{presence.pod} on another agent's topic")
+    return presence

@@ -5,7 +5,7 @@ down first. `file` opens, migrates and sets aside; `record` is what can be asked
 the event loop.
 """
 
-from agent.journal.record import Entry, Journal, Memory
+from agent.journal.record import Entry, Journal, Memory, Said
 from agent.journal.thread import JournalThread
 
-__all__ = ["Entry", "Journal", "JournalThread", "Memory"]
+__all__ = ["Entry", "Journal", "JournalThread", "Memory", "Said"]

@@ -50,6 +50,26 @@ STEPS = (
     UPDATE attempts SET issued_at = min(deadline - 900, changed_at);
     CREATE INDEX latest ON attempts (changed_at);
     """,
+    # 3: which key began an attempt, whose attempts a tombstone stops ("": anybody's), and signed commands that acted.
+    """
+    ALTER TABLE attempts ADD COLUMN kid TEXT NOT NULL DEFAULT '';
+    ALTER TABLE tombstones RENAME TO tombstones_2;
+    CREATE TABLE tombstones (
+        run_id TEXT NOT NULL,
+        attempt INTEGER NOT NULL,
+        kid TEXT NOT NULL,
+        deadline REAL NOT NULL,
+        PRIMARY KEY (run_id, attempt, kid)
+    ) WITHOUT ROWID;
+    INSERT INTO tombstones SELECT run_id, attempt, '', deadline FROM tombstones_2;
+    DROP TABLE tombstones_2;
+    CREATE TABLE commands (
+        kid TEXT NOT NULL,
+        id TEXT NOT NULL,
+        expires REAL NOT NULL,
+        PRIMARY KEY (kid, id)
+    ) WITHOUT ROWID;
+    """,
 )
 SCHEMA_VERSION = len(STEPS)
 

@@ -31,12 +31,23 @@ MAX_TOMBSTONES = 20_000
 #: This share of the file is left free when a trigger is admitted, so that those before it can still be finished.
 RESERVE_SHARE = 1 / 16
 
-_COLUMNS = "run_id, attempt, trigger_hash, coordinator, name, targets, state, issued_at, deadline, changed_at, outcome"
+_COLUMNS = (
+    "run_id, attempt, trigger_hash, coordinator, name, targets, state, issued_at, deadline, changed_at, kid, outcome"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A signed command: whose key, which id, and until when it is good. It acts once."""
+
+    kid: str
+    command_id: str
+    expires: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One attempt as recorded. `outcome` is set once it has ended."""
+    """One attempt as recorded. `outcome` is set once it has ended; `kid` is the key that signed its trigger, or ""."""
 
     run_id: str
     attempt: int
@@ -49,6 +60,7 @@ class Entry:
     deadline: datetime
     changed_at: datetime
     outcome: OutcomeMessage | None
+    kid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +148,15 @@ class Journal:
 
     # -- what is known
 
-    def remember(self, run_id: str, attempt: int | None) -> Memory:
-        """Everything known about a run, and whether this attempt of it is tombstoned."""
+    def remember(self, run_id: str, attempt: int | None, kid: str = "") -> Memory:
+        """Everything known about a run, and whether this attempt of it is tombstoned for triggers of this key."""
         with _translated():
             rows = self._connection.execute(
                 f"SELECT {_COLUMNS} FROM attempts WHERE run_id = ? ORDER BY attempt",  # noqa: S608
                 (run_id,),
             ).fetchall()
             dead = self._connection.execute(
-                "SELECT 1 FROM tombstones WHERE run_id = ? AND attempt >= ?", (run_id, attempt)
+                "SELECT 1 FROM tombstones WHERE run_id = ? AND attempt >= ? AND kid IN ('', ?)", (run_id, attempt, kid)
             ).fetchone()
             return Memory(
                 tuple(_entry(row) for row in rows),
@@ -168,6 +180,12 @@ class Journal:
             columns = _COLUMNS.replace("outcome", "NULL")
             query = f"SELECT {columns} FROM attempts ORDER BY changed_at DESC LIMIT ?"  # noqa: S608
             return [_entry(row) for row in self._connection.execute(query, (limit,))]
+
+    def acted(self, said: Said) -> bool:
+        """Whether this signed command has acted before."""
+        with _translated():
+            query = "SELECT 1 FROM commands WHERE kid = ? AND id = ?"
+            return self._connection.execute(query, (said.kid, said.command_id)).fetchone() is not None
 
     def check_room(self) -> None:
         """Whether one more attempt may be admitted.
@@ -194,8 +212,10 @@ class Journal:
         state: AttemptState,
         outcome: OutcomeMessage | None,
         now: datetime,
+        *,
+        kid: str = "",
     ) -> None:
-        """Record a trigger in its first state; a refused one with its outcome.
+        """Record a trigger in its first state; a refused one with its outcome. `kid` is the key that signed it.
 
         Raises:
             JournalFull: there is no room for it; what is there can still be finished.
@@ -205,7 +225,7 @@ class Journal:
         self.check_room()
         with self._write() as connection:
             connection.execute(
-                f"INSERT INTO attempts ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+                f"INSERT INTO attempts ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
                 (
                     trigger.run_id,
                     trigger.attempt,
@@ -217,17 +237,19 @@ class Journal:
                     trigger.issued_at.timestamp(),
                     min(trigger.deadline, now + _DAY).timestamp(),
                     now.timestamp(),
+                    kid,
                     outcome.model_dump_json(exclude_none=True) if outcome else None,
                 ),
             )
 
-    def start(self, run_id: str, attempt: int, now: datetime) -> None:
-        """A ready attempt starts.
+    def start(self, run_id: str, attempt: int, now: datetime, said: Said | None = None) -> None:
+        """A ready attempt starts, because somebody said so.
 
         Raises:
             IllegalMove: it was not ready.
         """
         with self._write() as connection:
+            _note(connection, said)
             self._move(connection, run_id, attempt, AttemptState.STARTED, None, now)
 
     def finish(self, run_id: str, attempt: int, outcome: OutcomeMessage, now: datetime) -> None:
@@ -239,8 +261,12 @@ class Journal:
         with self._write() as connection:
             self._move(connection, run_id, attempt, AttemptState(outcome.outcome), outcome, now)
 
-    def tombstone(self, run_id: str, attempt: int, deadline: datetime, now: datetime) -> None:
+    def tombstone(
+        self, run_id: str, attempt: int, deadline: datetime, now: datetime, kid: str = "", said: Said | None = None
+    ) -> None:
         """Make sure that this attempt, and no lower one, ever starts, if it was never seen.
+
+        With a `kid` that holds for triggers of this key only: nobody ends what another may begin.
 
         Kept until its deadline, and until nothing that was issued before now can be started any more, and 30 s. Our
         own clock may be behind, so a deadline far ahead is believed up to a day.
@@ -253,10 +279,16 @@ class Journal:
             if rows >= MAX_TOMBSTONES:
                 raise JournalFull(f"the journal is full: {rows} tombstones of at most {MAX_TOMBSTONES}; wait 15 min")
             connection.execute(
-                "INSERT INTO tombstones (run_id, attempt, deadline) VALUES (?, ?, ?) "
+                "INSERT INTO tombstones (run_id, attempt, kid, deadline) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT DO UPDATE SET deadline = max(deadline, excluded.deadline)",
-                (run_id, attempt, max(_latest_deadline(now), min(deadline, now + _DAY)).timestamp()),
+                (run_id, attempt, kid, max(_latest_deadline(now), min(deadline, now + _DAY)).timestamp()),
             )
+            _note(connection, said)
+
+    def note(self, said: Said) -> None:
+        """A signed command acted: a copy of it shall not act again."""
+        with self._write() as connection:
+            _note(connection, said)
 
     def delivered(self, run_id: str, attempt: int) -> None:
         """The broker has this outcome: stop publishing it."""
@@ -291,6 +323,7 @@ class Journal:
             forgotten = max(float(self._meta("forgotten_deadline")), latest or 0, dead or 0)
             _set_meta(connection, "forgotten_deadline", repr(forgotten))
             connection.execute("DELETE FROM tombstones WHERE deadline < ?", old[:1])
+            connection.execute("DELETE FROM commands WHERE expires < ?", old[:1])
             return connection.execute(f"DELETE FROM attempts WHERE {condition}", old).rowcount  # noqa: S608
 
     # -- within
@@ -359,8 +392,22 @@ def _set_meta(connection: sqlite3.Connection, key: str, value: str) -> None:
     )
 
 
+def _note(connection: sqlite3.Connection, said: Said | None) -> None:
+    if said is None:
+        return
+    rows = connection.execute("SELECT count(*) FROM commands").fetchone()[0]
+    if rows >= MAX_TOMBSTONES:
+        raise JournalFull(f"the journal is full: {rows} signed commands of at most {MAX_TOMBSTONES}; wait 15 min")
+    connection.execute(
+        "INSERT OR IGNORE INTO commands (kid, id, expires) VALUES (?, ?, ?)",
+        (said.kid, said.command_id, said.expires.timestamp()),
+    )
+
+
 def _entry(row: tuple[Any, ...]) -> Entry:
-    run_id, attempt, trigger_hash, coordinator, name, targets, state, issued_at, deadline, changed_at, outcome = row
+    run_id, attempt, trigger_hash, coordinator, name, targets, state, issued_at, deadline, changed_at, kid, outcome = (
+        row
+    )
     return Entry(
         run_id,
         attempt,
@@ -373,6 +420,7 @@ def _entry(row: tuple[Any, ...]) -> Entry:
         _time(deadline),
         _time(changed_at),
         OutcomeMessage.model_validate_json(outcome) if outcome is not None else None,
+        str(kid),
     )
 
 

@@ -16,34 +16,31 @@ class Situation:
     """What the agent is and does at this moment."""
 
     identity: Identity
-    allow_unsigned: bool
     stopping: bool
     alive: int
     max_concurrent: int
 
 
-def check_sender(trigger: TriggerAddress, situation: Situation) -> None:
-    """Is it meant for us, by somebody we trust? A refusal here is not recorded: it stays true by itself.
+def check_pod(trigger: TriggerAddress, identity: Identity) -> None:
+    """Is it meant for us? A refusal here is not recorded: it stays true by itself.
 
     Raises:
-        Refusal: unsigned, or another pod's uid.
+        Refusal: another pod's uid.
     """
-    if not situation.allow_unsigned:
-        raise Refusal(
-            ErrorCode.UNSIGNED,
-            f"agent {situation.identity} has no trusted key and does not run unsigned triggers; "
-            "set PODHOOK_ALLOW_UNSIGNED=true if everybody who reaches the broker may run commands here",
-        )
-    if trigger.pod_uid != situation.identity.pod_uid:
+    if trigger.pod_uid != identity.pod_uid:
         raise Refusal(
             ErrorCode.WRONG_POD_UID,
-            f"the trigger is meant for pod uid {trigger.pod_uid}, but {situation.identity} has uid "
-            f"{situation.identity.pod_uid}: the pod was replaced; select the targets again",
+            f"the trigger is meant for pod uid {trigger.pod_uid}, but {identity} has uid "
+            f"{identity.pod_uid}: the pod was replaced; select the targets again",
         )
 
 
-def check_trigger(trigger: Trigger, memory: Memory, situation: Situation, now: datetime) -> None:
+def check_trigger(
+    trigger: Trigger, memory: Memory, situation: Situation, now: datetime, *, expires: datetime | None = None
+) -> None:
     """May it run now? A refusal here is recorded, so that it cannot turn into a yes later.
+
+    `expires` is the end of what its signature is good for.
 
     Raises:
         Refusal: with its code, the values that decided, and the next step.
@@ -54,6 +51,10 @@ def check_trigger(trigger: Trigger, memory: Memory, situation: Situation, now: d
             f"attempt {trigger.trigger_id} was cancelled, or given up, before its trigger arrived",
         )
     check_times(trigger, memory, now)
+    if expires is not None and now > expires:
+        raise Refusal(
+            ErrorCode.EXPIRED, f"its signature was good until {expires.isoformat()}, it is {now.isoformat()} here"
+        )
     for entry in memory.entries:
         if entry.attempt > trigger.attempt:
             raise Refusal(

@@ -11,6 +11,7 @@ from agent.contract.messages import AttemptReport, Query, Report
 from agent.journal import Journal, JournalThread, Memory
 from agent.sidecar import admission
 from agent.sidecar.replies import Replies, report_of
+from agent.sidecar.trust import Voucher
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +28,12 @@ class Answers:
     at_hand: Callable[[], Iterable[AttemptReport]]
     journal_failed: Callable[[JournalUnavailable], JournalUnavailable]
 
-    async def to(self, query: Query) -> Report:
+    async def to(self, query: Query, voucher: Voucher) -> Report:
         """What is known of a run, of one attempt of it, or of the latest attempts. Never raises."""
         try:
             if query.run_id is None:
                 return await self._latest(query)
-            return await self._about(query, query.run_id)
+            return await self._about(query, query.run_id, voucher)
         except JournalFull as full:  # no tombstone fits, so "never seen" could not stay true
             return self.replies.report(query, [], self.now(), cannot_tell=str(full))
         except JournalUnavailable as error:
@@ -47,18 +48,21 @@ class Answers:
         entries = await self.journal.call(Journal.latest, query.limit)
         return self.replies.report(query, [report_of(entry, with_output=False) for entry in entries], self.now())
 
-    async def _about(self, query: Query, run_id: str) -> Report:
-        memory = await self.journal.call(Journal.remember, run_id, query.attempt)
+    async def _about(self, query: Query, run_id: str, voucher: Voucher) -> Report:
+        binds = "" if voucher.operator else voucher.kid  # nobody ends what another key may begin
+        memory = await self.journal.call(Journal.remember, run_id, query.attempt, binds)
         entries = [entry for entry in memory.entries if query.attempt in (None, entry.attempt)]
         cannot_tell = None if entries else self._reach(query, memory)
         tombstoned = memory.tombstoned and not entries
         if not entries and query.settle and cannot_tell is None:
             assert query.attempt is not None
             assert query.deadline is not None
-            await self.journal.call(Journal.tombstone, run_id, query.attempt, query.deadline, self.now())
+            await self.journal.call(Journal.tombstone, run_id, query.attempt, query.deadline, self.now(), binds)
             tombstoned = True
         attempts = [report_of(entry, with_output=entry is entries[-1]) for entry in entries]
-        return self.replies.report(query, attempts, self.now(), tombstoned=tombstoned, cannot_tell=cannot_tell)
+        return self.replies.report(
+            query, attempts, self.now(), tombstoned=tombstoned, tombstoned_for=binds or None, cannot_tell=cannot_tell
+        )
 
     def _reach(self, query: Query, memory: Memory) -> str | None:
         if query.pod_uid is None or query.issued_at is None or query.deadline is None:

@@ -26,6 +26,7 @@ from agent.contract.errors import (
     JournalLocked,
     JournalNewer,
     JournalUnavailable,
+    Unverified,
 )
 from agent.contract.messages import MAX_COMMAND_BYTES
 from agent.contract.topics import client_id
@@ -44,6 +45,7 @@ from agent.sidecar.inbox import InvalidTrigger, open_command
 from agent.sidecar.presence import PresenceFacts, PresenceKeeper
 from agent.sidecar.runner import Runner, RunnerOptions
 from agent.sidecar.settings import AgentSettings, command_environment
+from agent.sidecar.trust import Signature, Trust, TrustedKeys
 from agent.sidecar.voice import Outbox, Voice
 
 log = structlog.get_logger("podhook.agent")
@@ -56,8 +58,12 @@ FLUSH_SECONDS = 3
 RECEIVE_MAXIMUM = 64
 
 UNSIGNED_PROBLEM = (
-    "every trigger is refused: no trusted key, and PODHOOK_ALLOW_UNSIGNED is not true; "
-    "this version verifies no signatures yet, so set it to true where only trusted hands reach the broker"
+    "every trigger is refused: no trusted key; set PODHOOK_TRUSTED_KEYS to the public keys of coordinators "
+    "(podhook keygen makes them), or PODHOOK_ALLOW_UNSIGNED=true if everybody who reaches the broker may run commands"
+)
+NO_KEY_PROBLEM = (
+    "every trigger is refused: no trusted key in {path}; put the public keys of the coordinators there "
+    "(podhook keygen makes them, *.pub)"
 )
 OUR_USER_PROBLEM = (
     f"container {{containers}} runs as a user that podhook keeps for itself ({AGENT_UID}, {COMMAND_UID}), so it can "
@@ -93,6 +99,9 @@ class Agent:
         self._description = PodDescription()
         self._labels_file = WatchedFile(settings.labels_file)
         self._pod_file = WatchedFile(settings.pod_file)
+        self._agent_key_file = WatchedFile(settings.agent_key)
+        self._signature = Signature()
+        self._trusted_keys = TrustedKeys(settings.trusted_keys) if settings.trusted_keys else None
         self._fallback_birth = now()
         self._presence = PresenceKeeper(
             self._identity,
@@ -101,6 +110,7 @@ class Agent:
             unsigned=settings.allow_unsigned,
             born_at=self._born_at,
             now=now,
+            signature=self._signature,
         )
         self._commands_topic = self._topics.commands(self._identity.namespace, self._identity.pod)
 
@@ -118,8 +128,10 @@ class Agent:
         )
         if settings.allow_unsigned:
             log.warning("agent.unsigned", effect="whoever can publish to the broker can run commands here")
-        else:
+        elif settings.trusted_keys is None:
             self._problem("unsigned", UNSIGNED_PROBLEM)
+        if settings.agent_key is None:
+            log.warning("agent.says_unsigned", effect="nobody can verify outcomes and presence; set PODHOOK_AGENT_KEY")
         async with serving_health(settings.health_port, self._health) as why_not:
             self._problem("health", why_not)
             await self._live(stop)
@@ -198,7 +210,7 @@ class Agent:
 
     def _wire(self, link: Link, group: asyncio.TaskGroup) -> tuple[Attempts, Outbox]:
         settings = self._settings
-        voice = Voice(link, self._identity, self._topics, self._now)
+        voice = Voice(link, self._identity, self._topics, self._now, self._signature.sign)
         outbox = Outbox(voice, self._journal, link)
         runner = Runner(
             self._launcher,
@@ -216,7 +228,6 @@ class Agent:
         )
         attempts = Attempts(
             identity=self._identity,
-            allow_unsigned=settings.allow_unsigned,
             max_concurrent=settings.max_concurrent,
             journal=self._journal,
             runner=runner,
@@ -307,10 +318,14 @@ class Agent:
         if self._presence.taken.done():
             return  # a later-born pod has our name: nothing begins here any more
         try:
-            command = open_command(delivery.payload, oversize_bytes=delivery.oversize_bytes)
+            command = open_command(
+                delivery.payload, self._trust(), self._identity, self._now(), oversize_bytes=delivery.oversize_bytes
+            )
             await attempts.handle(command)
         except InvalidTrigger as error:
             attempts.refuse_invalid(error)
+        except Unverified as error:
+            log.warning("command.refused", code=error.code, error=str(error))
         except BadInput as error:
             log.warning("command.refused", code=type(error).__name__, error=str(error))
         except Exception:
@@ -390,7 +405,29 @@ class Agent:
             return
         self._problem("journal", None)
 
+    def _trust(self) -> Trust:
+        """Whom we obey at this moment."""
+        keys = self._trusted_keys.keyring if self._trusted_keys else None
+        return Trust(self._identity.namespace, keys, allow_unsigned=self._settings.allow_unsigned)
+
+    def _look_at_keys(self) -> None:
+        if (trusted := self._trusted_keys) is not None and trusted.look():
+            self._problem("trusted_keys", trusted.problem)
+            closed = trusted.keyring is None
+            self._problem("unsigned", NO_KEY_PROBLEM.format(path=self._settings.trusted_keys) if closed else None)
+            for key in trusted.keyring or ():
+                log.info("key.trusted", key_id=key.kid, name=key.name, operator=key.operator)
+        try:
+            if (text := self._agent_key_file.changed()) is not None and self._agent_key_file.path is not None:
+                self._signature.use(text, self._agent_key_file.path)
+                self._problem("agent_key", None)
+                self._presence.announce()
+        except InvalidSettings as error:
+            what = "still signed with the last good key" if self._signature.key else "not signed"
+            self._problem("agent_key", f"what this agent says is {what}: {error}")
+
     def _look_at_files(self) -> None:
+        self._look_at_keys()
         try:
             if (text := self._labels_file.changed()) is not None:
                 self._facts.labels = parse_labels(text)

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from agent.actions.stop import StopReason
-from agent.contract.errors import ErrorCode, IllegalMove, JournalFull, JournalUnavailable, Refusal
+from agent.contract.errors import UNVERIFIED, ErrorCode, IllegalMove, JournalFull, JournalUnavailable, Refusal
 from agent.contract.messages import (
     CLOCK_TOLERANCE_SECONDS,
     Accepted,
@@ -33,7 +33,7 @@ from agent.contract.messages import (
     TriggerAddress,
 )
 from agent.contract.states import AttemptState
-from agent.journal import Entry, Journal, JournalThread
+from agent.journal import Entry, Journal, JournalThread, Said
 from agent.pod.identity import Identity
 from agent.sidecar import admission
 from agent.sidecar.answers import Answers
@@ -42,6 +42,7 @@ from agent.sidecar.inbox import Command, InvalidTrigger
 from agent.sidecar.recovery import recover
 from agent.sidecar.replies import Replies, refused
 from agent.sidecar.runner import Prepared, Runner
+from agent.sidecar.trust import Voucher
 from agent.sidecar.voice import Outbox, Voice
 
 log = structlog.get_logger("podhook.attempts")
@@ -64,7 +65,6 @@ class Attempts:
     """
 
     identity: Identity
-    allow_unsigned: bool
     max_concurrent: int
     journal: JournalThread
     runner: Runner
@@ -113,12 +113,9 @@ class Attempts:
         if isinstance(data, Trigger):
             await self._trigger(command, data)
             return
-        if not self.allow_unsigned:
-            log.warning("command.refused", type=data.TYPE, code=ErrorCode.UNSIGNED, source=command.source)
-            return
         try:
             if isinstance(data, Query):
-                await self._answer(data)
+                await self._answer(data, command.voucher)
             elif isinstance(data, Renew):
                 log.warning("command.refused", type=data.TYPE, code=ErrorCode.UNSUPPORTED, trigger_id=data.trigger_id)
             elif data.pod_uid != self.identity.pod_uid:
@@ -128,10 +125,12 @@ class Attempts:
                     code=ErrorCode.WRONG_POD_UID,
                     trigger_id=data.trigger_id,
                 )
+            elif await self._acted_before(command):
+                log.warning("command.refused", type=data.TYPE, code=ErrorCode.REPLAYED, key_id=command.voucher.kid)
             elif isinstance(data, Go):
-                await self._go(data)
+                await self._go(data, command)
             else:
-                await self._cancel_or_release(data)
+                await self._cancel_or_release(data, command)
         except JournalFull as full:
             self.journal_full(full)
         except JournalUnavailable as error:
@@ -139,18 +138,19 @@ class Attempts:
 
     def refuse_invalid(self, error: InvalidTrigger) -> None:
         """Answer a trigger that cannot be understood, so that its sender need not wait for silence to end."""
-        log.warning("command.refused", code=type(error).__name__, error=str(error))
-        refusal = Refusal(ErrorCode.INVALID_ACTION, str(error))
-        try:
-            admission.check_sender(error.address, self._situation())
-        except Refusal as earlier:
-            refusal = earlier
+        log.warning("command.refused", code=error.code, error=str(error))
+        refusal = Refusal(error.code, str(error))
+        if error.code not in UNVERIFIED:
+            try:
+                admission.check_pod(error.address, self.identity)
+            except Refusal as earlier:
+                refusal = earlier
         self._send_unrecorded(error.address, self._outcome(error.address, error.hash, refused(refusal)))
 
     async def _trigger(self, command: Command, trigger: Trigger) -> None:
         situation = self._situation()
         try:
-            admission.check_sender(trigger, situation)
+            admission.check_pod(trigger, self.identity)
             if await self._answered_from_memory(command, trigger):
                 return
             prepared = await self._prepare(trigger)
@@ -191,7 +191,7 @@ class Attempts:
             self._admitted[trigger.trigger_id] = None
             if len(self._admitted) > MAX_ADMITTED:
                 del self._admitted[next(iter(self._admitted))]
-            self._executions.begin(trigger, command.hash, prepared)
+            self._executions.begin(trigger, command.hash, command.voucher.kid, prepared)
 
     async def _prepare(self, trigger: Trigger) -> Prepared | Refusal:
         try:
@@ -216,7 +216,7 @@ class Attempts:
             JournalFull: there is no room for it, and it was not recorded, but it stays refused.
             JournalUnavailable: it could not be recorded.
         """
-        memory = journal.remember(trigger.run_id, trigger.attempt)
+        memory = journal.remember(trigger.run_id, trigger.attempt, command.voucher.kid)
         known = memory.entry(trigger.attempt)
         if known is not None:
             return known, None
@@ -224,14 +224,14 @@ class Attempts:
             raise broken.with_traceback(None)
         state, outcome = AttemptState.READY if trigger.wait_for_go else AttemptState.STARTED, None
         try:
-            admission.check_trigger(trigger, memory, situation, self.now())
+            admission.check_trigger(trigger, memory, situation, self.now(), expires=command.expires)
             if isinstance(prepared, Refusal):
                 raise prepared
         except Refusal as refusal:
             result = refused(refusal)
             state, outcome = AttemptState(result.outcome), self._outcome(trigger, command.hash, result)
         try:
-            journal.admit(trigger, command.hash, state, outcome, self.now())
+            journal.admit(trigger, command.hash, state, outcome, self.now(), kid=command.voucher.kid)
         except JournalFull:  # refused without a record: the floor keeps a second copy from becoming a yes
             journal.raise_floor(above(trigger.issued_at, self.now()))
             raise
@@ -273,8 +273,27 @@ class Attempts:
             await self.journal.call(Journal.deliver_again, known.run_id, known.attempt, coordinator)
         self._spawn(self.outbox.send(coordinator, known.outcome), f"again {known.run_id}/{known.attempt}")
 
-    async def _go(self, go: Go) -> None:
+    async def _acted_before(self, command: Command) -> bool:
+        """Whether this is a copy of a signed command that has acted.
+
+        Raises:
+            JournalUnavailable: the journal cannot say. A cancel needs none: twice does no harm, and never would.
+        """
+        said = _said(command)
+        if said is None:
+            return False
+        try:
+            return await self.journal.call(Journal.acted, said)
+        except JournalUnavailable:
+            if isinstance(command.data, Cancel):
+                return False
+            raise
+
+    async def _go(self, go: Go, command: Command) -> None:
         live = self._executions.live.get(go.trigger_id)
+        if live is not None and not command.voucher.may_end(live.kid):
+            _log_not_theirs(go, command)
+            return
         if live is None or not live.waits or live.stop.reason is not None:
             log.info("go.ignored", trigger_id=go.trigger_id, reason="not waiting for it")
             return
@@ -283,31 +302,44 @@ class Attempts:
             live.stop.set(StopReason.TIMED_OUT)
             return
         try:
-            await self.journal.call(Journal.start, go.run_id, go.attempt, self.now())
+            await self.journal.call(Journal.start, go.run_id, go.attempt, self.now(), _said(command))
         except IllegalMove as error:
             log.info("go.ignored", trigger_id=go.trigger_id, reason=str(error))
             return
         live.start_by = go.start_by
         live.go.set()
 
-    async def _cancel_or_release(self, command: Cancel | Release) -> None:
-        if isinstance(command, Cancel):  # needs no journal: a broken disk must not keep it alive
-            for live in self._executions.up_to(command):
-                live.stop.set(StopReason.CANCELLED)
-            if command.trigger_id in self._executions.live:
+    async def _cancel_or_release(self, data: Cancel | Release, command: Command) -> None:
+        voucher, said = command.voucher, _said(command)
+        if isinstance(data, Cancel):  # needs no journal: a broken disk must not keep it alive
+            meant = self._executions.up_to(data)
+            for live in meant:
+                if voucher.may_end(live.kid):
+                    live.stop.set(StopReason.CANCELLED)
+            if any(not voucher.may_end(live.kid) for live in meant):
+                _log_not_theirs(data, command)
+            if data.trigger_id in self._executions.live:
+                if said is not None:
+                    await self.journal.call(Journal.note, said)
                 return
-        memory = await self.journal.call(Journal.remember, command.run_id, command.attempt)
-        known = memory.entry(command.attempt)
+        memory = await self.journal.call(Journal.remember, data.run_id, data.attempt)
+        known = memory.entry(data.attempt)
         if known is None:
-            await self.journal.call(Journal.tombstone, command.run_id, command.attempt, command.deadline, self.now())
-            log.info("attempt.tombstoned", trigger_id=command.trigger_id, by=command.TYPE)
+            binds = "" if voucher.operator else voucher.kid  # nobody ends what another key may begin
+            await self.journal.call(
+                Journal.tombstone, data.run_id, data.attempt, data.deadline, self.now(), binds, said
+            )
+            log.info("attempt.tombstoned", trigger_id=data.trigger_id, by=data.TYPE)
             return
-        if isinstance(command, Release):  # no guard was ever armed here, so there is nothing to release
+        if not voucher.may_end(known.kid):
+            _log_not_theirs(data, command)
+            return
+        if isinstance(data, Release):  # no guard was ever armed here, so there is nothing to release
             return
         await self._say_again(known, known.coordinator)
 
-    async def _answer(self, query: Query) -> None:
-        report = await self._answers.to(query)
+    async def _answer(self, query: Query, voucher: Voucher) -> None:
+        report = await self._answers.to(query, voucher)
         if len(self._tasks) < MAX_TASKS:
             self._spawn(self.voice.report(query.coordinator, report), f"report {query.query_id}")
         else:
@@ -366,9 +398,7 @@ class Attempts:
     # -- within
 
     def _situation(self) -> admission.Situation:
-        return admission.Situation(
-            self.identity, self.allow_unsigned, self.stopping, len(self._executions.live), self.max_concurrent
-        )
+        return admission.Situation(self.identity, self.stopping, len(self._executions.live), self.max_concurrent)
 
     def _spawn(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
         task = self.group.create_task(work, name=name)
@@ -397,6 +427,24 @@ class Attempts:
         code = outcome.error.code if outcome.error else None
         message = outcome.error.message if outcome.error else None
         log.warning("trigger.refused", trigger_id=trigger.trigger_id, code=code, error=message)
+
+
+def _said(command: Command) -> Said | None:
+    """What makes a signed command act once; None where nothing is signed."""
+    if command.expires is None or not command.voucher.kid:
+        return None
+    return Said(command.voucher.kid, command.event_id, command.expires)
+
+
+def _log_not_theirs(data: Go | Cancel | Release, command: Command) -> None:
+    log.warning(
+        "command.refused",
+        type=data.TYPE,
+        code=ErrorCode.KEY_NOT_ALLOWED,
+        trigger_id=data.trigger_id,
+        key_id=command.voucher.kid,
+        error="another key began it; only that one or an operator's may speak of it",
+    )
 
 
 def above(issued_at: datetime, now: datetime) -> datetime:

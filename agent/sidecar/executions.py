@@ -49,6 +49,7 @@ class Live:
 
     trigger: Trigger
     hash: str
+    kid: str
     prepared: Prepared
     stop: Stop
     go: asyncio.Event = field(default_factory=asyncio.Event)
@@ -82,9 +83,10 @@ class Executions:
     live: dict[str, Live] = field(default_factory=dict)
     unwritten: dict[str, tuple[Trigger, OutcomeMessage]] = field(default_factory=dict)
 
-    def begin(self, trigger: Trigger, trigger_hash: str, prepared: Prepared) -> None:
-        """The journal has it: go on with it in a task of its own."""
-        live = self.live[trigger.trigger_id] = Live(trigger, trigger_hash, prepared, Stop(trigger.timeout_seconds))
+    def begin(self, trigger: Trigger, trigger_hash: str, kid: str, prepared: Prepared) -> None:
+        """The journal has it: go on with it in a task of its own. `kid` is the key that signed it, or ""."""
+        stop = Stop(trigger.timeout_seconds)
+        live = self.live[trigger.trigger_id] = Live(trigger, trigger_hash, kid, prepared, stop)
         live.task = self.spawn(self._attempt(live), f"attempt {trigger.trigger_id}")
 
     def at_hand(self) -> list[AttemptReport]:
@@ -99,6 +101,7 @@ class Executions:
                 targets=live.trigger.targets,
                 issued_at=live.trigger.issued_at,
                 deadline=live.trigger.deadline,
+                key_id=live.kid or None,
             )
             for live in self.live.values()
         ]
@@ -118,7 +121,7 @@ class Executions:
         ]
 
     def up_to(self, command: Cancel) -> list[Live]:
-        """What a cancel stops: its attempt, and every lower one of the run (DESIGN: Delivery 3)."""
+        """What a cancel speaks of: its attempt, and every lower one of the run (DESIGN: Delivery 3)."""
         of_run = (live for live in self.live.values() if live.trigger.run_id == command.run_id)
         return [live for live in of_run if live.trigger.attempt <= command.attempt]
 

@@ -19,6 +19,7 @@ from agent.contract.events import CONTENT_TYPE, Kinds, open_event, seal
 from agent.contract.messages import MAX_COMMAND_BYTES, Owner, Presence
 from agent.contract.topics import Topics
 from agent.pod.identity import Identity
+from agent.sidecar.trust import Signature
 
 log = structlog.get_logger("podhook.presence")
 
@@ -49,8 +50,10 @@ class PresenceKeeper:
         unsigned: bool,
         born_at: Callable[[], datetime],
         now: Callable[[], datetime],
+        signature: Signature,
     ) -> None:
         self._identity = identity
+        self._signature = signature
         self._facts = facts
         self._unsigned = unsigned
         self._born_at = born_at
@@ -104,8 +107,9 @@ class PresenceKeeper:
         if self._leaving or self.taken.done():
             return
         try:
-            presence: Presence = open_event(delivery.payload, _KINDS, limit_bytes=MAX_COMMAND_BYTES).data
-        except BadInput:
+            said = self._signature.ours(delivery.payload)
+            presence: Presence = open_event(said, _KINDS, limit_bytes=MAX_COMMAND_BYTES).data
+        except BadInput:  # also what nobody of ours has signed: a stranger on the broker must not send us away
             self.announce()
             return
         ours = presence.pod_uid == self._identity.pod_uid and presence.born_at in self._births
@@ -134,4 +138,5 @@ class PresenceKeeper:
             unsigned=self._unsigned,
             problems=list(self._facts.problems.values()),
         )
-        return seal(presence, source=self._identity.source, time=self._now(), event_id=str(uuid.uuid4()))
+        said = seal(presence, source=self._identity.source, time=self._now(), event_id=str(uuid.uuid4()))
+        return self._signature.sign(said)

@@ -36,6 +36,7 @@ class Replies:
         clock: datetime,
         *,
         tombstoned: bool = False,
+        tombstoned_for: str | None = None,
         cannot_tell: str | None = None,
     ) -> Report:
         """The answer to a query."""
@@ -48,6 +49,7 @@ class Replies:
             attempt=query.attempt,
             attempts=attempts,
             tombstoned=tombstoned,
+            tombstoned_for=tombstoned_for if tombstoned else None,
             cannot_tell=cannot_tell if cannot_tell is None else cannot_tell[:1000],
             clock=clock,
         )
@@ -79,5 +81,6 @@ def report_of(entry: Entry, *, with_output: bool) -> AttemptReport:
         issued_at=entry.issued_at,
         deadline=entry.deadline,
         changed_at=entry.changed_at,
+        key_id=entry.kid or None,
         outcome=outcome,
     )

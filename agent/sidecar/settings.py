@@ -71,6 +71,13 @@ class AgentSettings(BaseSettings):
     http_verify_pod: bool = Field(default=False, description="Verify TLS of HTTP actions to the pod's own address")
     http_verify_host: bool = Field(default=True, description="Verify TLS of HTTP actions to a given host")
     http_ca_file: Path | None = Field(None, description="CA certificates for HTTP actions (default: the system's)")
+    trusted_keys: Path | None = Field(
+        None,
+        description="Public keys whose commands are obeyed: a file, or a directory of them; re-read when they change",
+    )
+    agent_key: Path | None = Field(
+        None, description="The namespace's agent key, which signs outcomes and presence; re-read when it changes"
+    )
     allow_unsigned: bool = Field(
         default=False, description="Run triggers that nobody signed. Whoever reaches the broker can then run commands"
     )
@@ -96,6 +103,14 @@ class AgentSettings(BaseSettings):
             return Topics(self.topic_root)
         except BadInput as error:
             raise InvalidSettings(f"PODHOOK_TOPIC_ROOT: {error}") from error
+
+    def check_trust(self) -> None:
+        """Whom to obey is said in one way. Raises InvalidSettings."""
+        if self.allow_unsigned and self.trusted_keys is not None:
+            raise InvalidSettings(
+                "PODHOOK_ALLOW_UNSIGNED is true and PODHOOK_TRUSTED_KEYS is set: either everybody who reaches the "
+                "broker is obeyed, or the owners of these keys; remove one of the two"
+            )
 
     def parsed_broker(self) -> Broker:
         """The broker and the credentials for it. Raises InvalidSettings."""
@@ -131,7 +146,7 @@ def load_settings(**flags: object) -> AgentSettings:
     except RuntimeError as error:  # Path.home(): this user has no home directory
         raise InvalidSettings("PODHOOK_STATE_DIR is not set and there is no home directory; set it") from error
     wrong = []
-    for check in (settings.identity, settings.topics, settings.parsed_broker):
+    for check in (settings.identity, settings.topics, settings.check_trust, settings.parsed_broker):
         try:
             check()
         except BadInput as error:

@@ -34,6 +34,8 @@ DROPS_WITHOUT_OUTPUT = 2
 
 #: Of an outcome that is sealed: everything but output, notes and the error's sentence.
 REST_OF_OUTCOME_BYTES = 8 * 1024
+#: The header and the signature of a JWS, with room.
+REST_OF_SIGNATURE_BYTES = 512
 #: Refusals without a record that wait for the broker; their senders ask again.
 MAX_UNRECORDED = 1000
 
@@ -41,15 +43,24 @@ MAX_UNRECORDED = 1000
 class Voice:
     """Seals messages as this agent and publishes them to a coordinator's topic of a run."""
 
-    def __init__(self, link: Link, identity: Identity, topics: Topics, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        link: Link,
+        identity: Identity,
+        topics: Topics,
+        now: Callable[[], datetime],
+        sign: Callable[[bytes], bytes],
+    ) -> None:
         self._link = link
+        self._sign = sign
         self._identity = identity
         self._topics = topics
         self._now = now
 
     def seal(self, message: Message) -> bytes:
-        """The CloudEvent of a message, said by this agent now."""
-        return seal(message, source=self._identity.source, time=self._now(), event_id=str(uuid.uuid4()))
+        """The CloudEvent of a message, said by this agent now; signed if it has a key."""
+        said = seal(message, source=self._identity.source, time=self._now(), event_id=str(uuid.uuid4()))
+        return self._sign(said)
 
     async def chat(self, coordinator: str, run_id: str, message: Message) -> None:
         """Say it once at QoS 0, if the link is up: chatter may be lost."""
@@ -103,9 +114,12 @@ class Voice:
 
 
 def _most_bytes(outcome: OutcomeMessage) -> int:
-    """No outcome is larger than this when it is sealed: a character takes six bytes at most, the rest is bounded."""
+    """No outcome is larger than this when it is sealed: a character takes six bytes at most, the rest is bounded.
+
+    A signature's base64 makes four bytes of three.
+    """
     free = [outcome.stdout.text, outcome.stderr.text, *outcome.notes, outcome.error.message if outcome.error else ""]
-    return 6 * sum(map(len, free)) + REST_OF_OUTCOME_BYTES
+    return (6 * sum(map(len, free)) + REST_OF_OUTCOME_BYTES) * 4 // 3 + REST_OF_SIGNATURE_BYTES
 
 
 @dataclass(slots=True)

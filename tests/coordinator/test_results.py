@@ -52,8 +52,10 @@ def test_a_run_is_exactly_this_json():
                 "duration_ms": 1234.56,
                 "error": {"code": "exit_code", "message": "exited with code 3"},
                 "notes": ["left running: 42"],
+                "verified": False,
             }
         ],
+        "verified": False,
         "error": None,
         "notes": ["a note"],
     }

@@ -13,14 +13,14 @@ from agent.contract.messages import Targets, Trigger
 from agent.contract.states import AttemptState
 from agent.journal import Entry, Memory
 from agent.pod.identity import Identity
-from agent.sidecar.admission import Situation, check_sender, check_times, check_trigger, reach
+from agent.sidecar.admission import Situation, check_pod, check_times, check_trigger, reach
 
 UID, OTHER_UID = "6f1c3c52-7a5b-4a3f-9d52-0c9f4f6f9a01", "1c9f6d2e-0000-4000-8000-000000000002"
 RUN = "01890a5d-ac96-774b-bcce-b302099a8057"
 NOW = datetime(2026, 3, 1, 2, 30, tzinfo=UTC)
 IDENTITY = Identity("shop", "db-0", UID)
 TARGETS = Targets.of([("shop", "db-0", UID)])
-IDLE = Situation(IDENTITY, allow_unsigned=True, stopping=False, alive=0, max_concurrent=4)
+IDLE = Situation(IDENTITY, stopping=False, alive=0, max_concurrent=4)
 _BORN = NOW - timedelta(days=1)
 EMPTY = Memory((), tombstoned=False, born_at=_BORN, floor=_BORN, forgotten_deadline=datetime.fromtimestamp(0, UTC))
 
@@ -58,35 +58,20 @@ def refusal(call, *arguments) -> tuple[ErrorCode, str]:
 
 
 def test_a_trigger_for_this_pod_by_somebody_who_may_is_let_in():
-    check_sender(trigger(), IDLE)
+    check_pod(trigger(), IDENTITY)
     check_trigger(trigger(), EMPTY, IDLE, NOW)
 
 
 # --- the sender
 
 
-def test_an_unsigned_trigger_is_refused_unless_told_otherwise():
-    code, message = refusal(check_sender, trigger(), replace(IDLE, allow_unsigned=False))
-    assert code == ErrorCode.UNSIGNED
-    assert message == (
-        "agent shop/db-0 has no trusted key and does not run unsigned triggers; "
-        "set PODHOOK_ALLOW_UNSIGNED=true if everybody who reaches the broker may run commands here"
-    )
-
-
 def test_what_was_meant_for_the_predecessor_is_refused():
-    code, message = refusal(check_sender, trigger(pod_uid=OTHER_UID), IDLE)
+    code, message = refusal(check_pod, trigger(pod_uid=OTHER_UID), IDENTITY)
     assert code == ErrorCode.WRONG_POD_UID
     assert message == (
         f"the trigger is meant for pod uid {OTHER_UID}, but shop/db-0 has uid {UID}: "
         "the pod was replaced; select the targets again"
     )
-
-
-def test_a_stranger_does_not_even_learn_the_uid():
-    code, message = refusal(check_sender, trigger(pod_uid=OTHER_UID), replace(IDLE, allow_unsigned=False))
-    assert code == ErrorCode.UNSIGNED
-    assert UID not in message
 
 
 # --- the clocks

@@ -67,25 +67,25 @@ BAD: dict[str, tuple[Callable[[Client, AgentProcess], bytes], str, str]] = {
     "just over the limit": (lambda *_: b"x" * (256 * 1024 + 1), "MalformedMessage", "the limit is 262144"),
     "two actions": (
         lambda c, a: changed(c, a, lambda e: action(e, {**TRUE, "tcpSocket": {"port": 1}})),
-        "MalformedMessage",
+        "invalid_action",
         "has 2 actions (exec, tcpSocket)",
     ),
     "port 70000": (
         lambda c, a: changed(c, a, lambda e: action(e, {"tcpSocket": {"port": 70000}})),
-        "MalformedMessage",
+        "invalid_action",
         "data.action.tcpSocket.port",
     ),
     "missing command": (
         lambda c, a: changed(c, a, lambda e: action(e, {"exec": {}})),
-        "MalformedMessage",
+        "invalid_action",
         "data.action.exec.command",
     ),
     "unknown field of an action": (
         lambda c, a: changed(c, a, lambda e: action(e, {"exec": {"command": ["/bin/true"], "sudo": True}})),
-        "MalformedMessage",
+        "invalid_action",
         "unknown field",
     ),
-    "no action": (lambda c, a: changed(c, a, lambda e: action(e, {})), "MalformedMessage", "data.action"),
+    "no action": (lambda c, a: changed(c, a, lambda e: action(e, {})), "invalid_action", "data.action"),
     "deep nesting": (lambda *_: b"[" * DEEP + b"]" * DEEP, "MalformedMessage", "is not JSON"),
     "deep nesting within a trigger": (
         lambda c, a: in_text(c, a, '"attempt":1', '"deep":' + "[" * 1000 + "]" * 1000 + ',"attempt":1'),
@@ -99,7 +99,7 @@ BAD: dict[str, tuple[Callable[[Client, AgentProcess], bytes], str, str]] = {
     ),
     "a timeout of 100 digits": (
         lambda c, a: in_text(c, a, '"timeout_seconds":30', '"timeout_seconds":' + "9" * 100),
-        "MalformedMessage",
+        "invalid_action",
         "data.timeout_seconds",
     ),
     "a lone surrogate": (
@@ -110,17 +110,17 @@ BAD: dict[str, tuple[Callable[[Client, AgentProcess], bytes], str, str]] = {
     "a lone surrogate in the type": (lambda *_: b'{"type": "\\udfff"}', "MalformedMessage", "is not JSON"),
     "a NUL in a command": (
         lambda c, a: in_text(c, a, '"/bin/true"', '"/bin/\\u0000"'),
-        "MalformedMessage",
+        "invalid_action",
         "data.action.exec.command.0",
     ),
     "a year 9999": (
         lambda c, a: changed(c, a, lambda e: e["data"].update(deadline="9999-12-31T23:59:59Z")),
-        "MalformedMessage",
+        "invalid_action",
         "data.deadline",
     ),
     "a time without an offset": (
         lambda c, a: changed(c, a, lambda e: e["data"].update(deadline="2026-03-01T00:00:00")),
-        "MalformedMessage",
+        "invalid_action",
         "data.deadline",
     ),
     "a run id that is a topic": (

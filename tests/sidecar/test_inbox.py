@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -12,12 +13,22 @@ from hypothesis import strategies as st
 
 from agent.contract.errors import BadInput, MalformedMessage, UnknownType
 from agent.contract.messages import COMMANDS, MAX_COMMAND_BYTES
-from agent.sidecar.inbox import Command, open_command
+from agent.pod.identity import Identity
+from agent.sidecar import inbox
+from agent.sidecar.inbox import Command
+from agent.sidecar.trust import ANYBODY, Trust
 from tests.contract.samples import QUERY, SAMPLES, sealed
 
+IDENTITY = Identity("shop", "db-0", "uid")
+ANYBODY_IS_TRUSTED = Trust("shop", None, allow_unsigned=True)
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
 TRIGGER = sealed(SAMPLES["trigger.v1-exec"])
 COMMAND_SAMPLES = [name for name, message in SAMPLES.items() if isinstance(message, COMMANDS)]
 OTHER_SAMPLES = [name for name in SAMPLES if name not in COMMAND_SAMPLES]
+
+
+def open_command(payload: bytes, **more: int) -> Command:
+    return inbox.open_command(payload, ANYBODY_IS_TRUSTED, IDENTITY, NOW, **more)
 
 
 def altered(change) -> bytes:
@@ -46,7 +57,7 @@ def refused(payload: bytes, kind: type[BadInput] = MalformedMessage, **more: int
 def test_every_command_is_opened_and_known_by_the_hash_of_its_bytes(name):
     payload = sealed(SAMPLES[name])
     assert open_command(payload) == Command(
-        SAMPLES[name], hashlib.sha256(payload).hexdigest(), QUERY, "/agents/shop/db-0"
+        SAMPLES[name], hashlib.sha256(payload).hexdigest(), QUERY, "/agents/shop/db-0", ANYBODY
     )
 
 
@@ -64,13 +75,13 @@ def test_what_agents_say_is_no_command(name):
     ("payload", "says"),
     [
         (b"", "payload of 0 bytes is not JSON: "),
-        (TRIGGER[:-1], f"payload of {len(TRIGGER) - 1} bytes is not JSON: EOF while parsing"),
-        (TRIGGER[: len(TRIGGER) // 2], "bytes is not JSON: EOF while parsing"),
-        (TRIGGER + b"}", "is not JSON: trailing characters"),
+        (TRIGGER[:-1], f"payload of {len(TRIGGER) - 1} bytes is not JSON: "),
+        (TRIGGER[: len(TRIGGER) // 2], "bytes is not JSON: "),
+        (TRIGGER + b"}", "is not JSON: Extra data"),
         (b"\xff\xfe{}", "payload of 4 bytes is not JSON: "),
-        (TRIGGER.replace(b"nightly", b"night\xffy"), "is not JSON: invalid unicode"),
+        (TRIGGER.replace(b"nightly", b"night\xffy"), "is not JSON: not UTF-8: byte 288 is 0xff"),
         (b'{"type": NaN}', "is not JSON: "),
-        (b"[" * 100_000, "payload of 100000 bytes is not JSON: recursion limit exceeded"),
+        (b"[" * 100_000, "payload of 100000 bytes is not JSON: nested deeper than 64"),
         (b"null", "payload is a JSON NoneType, not an object with CloudEvents attributes"),
         (b"[]", "payload is a JSON list, not an object with CloudEvents attributes"),
         (b'"trigger"', "payload is a JSON str, not an object"),
@@ -83,7 +94,10 @@ def test_what_agents_say_is_no_command(name):
         (data(run_id="1"), "data.run_id: '1' is not a UUID in lower case"),
         (data(attempt=0), "data.attempt: Input should be greater than or equal to 1"),
         (data(attempt="1"), "data.attempt: Input should be a valid integer"),
-        (TRIGGER.replace(b'"attempt":1', b'"attempt":1' + b"0" * 5000), "is not JSON: number out of range"),
+        (
+            TRIGGER.replace(b'"attempt":1', b'"attempt":1' + b"0" * 5000),
+            "is not JSON: a number of 5001 digits; the limit is 4300",
+        ),
         (TRIGGER.replace(b'"attempt":1', b'"attempt":1' + b"0" * 4000), "data.attempt: "),
         (data(timeout_seconds=0), "data.timeout_seconds: Input should be greater than 0"),
         (data(coordinator="a/b"), "data.coordinator: 'a/b' cannot be a topic level"),

@@ -18,6 +18,7 @@ from agent.contract.topics import Topics
 from agent.pod.identity import Identity
 from agent.sidecar import presence as presence_module
 from agent.sidecar.presence import PresenceFacts, PresenceKeeper
+from agent.sidecar.trust import Signature
 from tests.contract.samples import SAMPLES, sealed
 from tests.strays import until
 
@@ -37,7 +38,19 @@ async def keeper() -> PresenceKeeper:
         problems={"journal": "the disk is full"},
     )
     identity = Identity("shop", "db-0", UID)
-    return PresenceKeeper(identity, Topics(), facts, unsigned=True, born_at=lambda: BORN, now=lambda: NOW)
+    return keeper_of(identity, facts)
+
+
+def keeper_of(identity, facts):
+    return PresenceKeeper(
+        identity,
+        Topics(),
+        facts,
+        unsigned=True,
+        born_at=lambda: BORN,
+        now=lambda: NOW,
+        signature=Signature(),
+    )
 
 
 def said(uid: str = UID, state: str = "online", *, born: datetime = BORN, retain: bool = False) -> Delivery:
@@ -111,7 +124,7 @@ async def test_what_a_successor_left_standing_may_be_all_that_is_left_of_it(keep
 async def test_of_two_agents_exactly_one_gives_way(keeper):
     """Both see the other speak: whoever would stay when it hears the other is who makes the other go."""
     identity = Identity("shop", "db-0", HIGHER_UID)
-    other = PresenceKeeper(identity, Topics(), PresenceFacts(), unsigned=True, born_at=lambda: BORN, now=lambda: NOW)
+    other = keeper_of(identity, PresenceFacts())
     keeper.saw(said(HIGHER_UID))
     other.saw(said(UID))
     assert (keeper.taken.done(), other.taken.done()) == (True, False)

@@ -41,6 +41,8 @@ GIVEN = {
     "allow_unsigned": ("1", True),
     "health_port": ("8686", 8686),
     "log_format": ("json", "json"),
+    "trusted_keys": ("/etc/podhook/trusted", Path("/etc/podhook/trusted")),
+    "agent_key": ("/etc/podhook/agent.key", Path("/etc/podhook/agent.key")),
     "log_level": ("debug", "debug"),
 }
 
@@ -65,10 +67,13 @@ def test_every_setting_is_tried_here():
 
 
 def test_every_setting_can_come_from_the_environment(monkeypatch):
-    for name, (text, _) in GIVEN.items():
-        monkeypatch.setenv(f"PODHOOK_{name.upper()}", text)
-    loaded = load_settings()
-    assert {name: getattr(loaded, name) for name in GIVEN} == {name: value for name, (_, value) in GIVEN.items()}
+    for contradicting in ("trusted_keys", "allow_unsigned"):
+        given = {name: each for name, each in GIVEN.items() if name != contradicting}
+        monkeypatch.delenv(f"PODHOOK_{contradicting.upper()}", raising=False)
+        for name, (text, _) in given.items():
+            monkeypatch.setenv(f"PODHOOK_{name.upper()}", text)
+        loaded = load_settings()
+        assert {name: getattr(loaded, name) for name in given} == {name: value for name, (_, value) in given.items()}
 
 
 def test_no_default_equals_what_is_tried_here():
@@ -217,3 +222,9 @@ def test_no_setting_of_ours_reaches_a_command(monkeypatch):
     assert [name for name in environment if "podhook" in name.lower()] == []
     assert environment["MYSQL_ROOT_HOST"] == "%"
     assert environment.keys() == {name for name in os.environ if not name.upper().startswith("PODHOOK_")}
+
+
+def test_whom_to_obey_is_said_in_one_way_only():
+    message = error(allow_unsigned=True, trusted_keys="/keys")
+    assert "PODHOOK_ALLOW_UNSIGNED is true and PODHOOK_TRUSTED_KEYS is set" in message
+    assert "remove one of the two" in message

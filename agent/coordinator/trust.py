@@ -1,0 +1,119 @@
+"""With which key the coordinator signs, and whose word it takes: agent keys by namespace, if it was given them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent.contract.errors import BadInput, ErrorCode, InvalidKey, Unverified
+from agent.contract.events import digest, digest_of_unverified
+from agent.contract.messages import MAX_COMMAND_BYTES
+from agent.contract.topics import check_name
+
+if TYPE_CHECKING:
+    from agent.contract.signing.keys import Keyring, SigningKey, TrustedKey
+
+KEY_SUFFIXES = frozenset({".pub", ".jwk", ".jwks", ".json"})
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A command as it is sent. Answers to it name `digest`, or `digest_of_refusal` if they do not believe it."""
+
+    payload: bytes
+    digest: str
+    digest_of_refusal: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """The coordinator's own key, and the public keys of agents by namespace. None: unsigned, and unverified."""
+
+    key: SigningKey | None = None
+    agents: Mapping[str, Keyring] | None = None
+
+    @property
+    def verifies(self) -> bool:
+        """Whether what agents say is verified."""
+        return self.agents is not None
+
+    def seal(self, said: bytes) -> Sealed:
+        """Sign a command, if there is a key."""
+        payload = said
+        if self.key is not None:
+            from agent.contract.signing.envelope import Typ, sign  # noqa: PLC0415 (only for who has a key)
+
+            payload = sign(said, self.key, Typ.COMMAND)
+        return Sealed(payload, digest(said), digest_of_unverified(payload))
+
+    def open(self, payload: bytes, namespace: str) -> bytes:
+        """What an agent of a namespace said.
+
+        Raises:
+            Unverified: there are agent keys, and this is not signed with one of that namespace's.
+        """
+        if self.agents is None:
+            return peek(payload)
+        from agent.contract.signing.envelope import Typ, verify  # noqa: PLC0415
+
+        keys = self.agents.get(namespace)
+        if keys is None:
+            known = ", ".join(sorted(self.agents)) or "none"
+            raise Unverified(ErrorCode.UNKNOWN_KEY, f"there is no agent key of namespace {namespace!r} (have: {known})")
+        return verify(payload, keys, Typ.OUTCOME, limit_bytes=MAX_COMMAND_BYTES).payload
+
+
+def peek(payload: bytes) -> bytes:
+    """What a payload says, signed or not, believed by nobody. Raises Unverified for a signed one of no form."""
+    if payload[:2] != b"ey":
+        return payload
+    from agent.contract.signing.envelope import unverified  # noqa: PLC0415
+
+    return unverified(payload, limit_bytes=MAX_COMMAND_BYTES)
+
+
+def load_key(path: Path) -> SigningKey:
+    """A coordinator's private key. Raises InvalidKey, naming the file."""
+    from agent.contract.signing.keys import parse_signing_key  # noqa: PLC0415
+
+    return parse_signing_key(_read(path), str(path))
+
+
+def load_agent_keys(directory: Path) -> dict[str, Keyring]:
+    """The public keys of agents: a file a namespace, named after it (`shop.pub`); a JWKS where there are several.
+
+    Raises:
+        InvalidKey: no directory, no key in it, or a file that is none; names it.
+    """
+    from agent.contract.signing.keys import Keyring, parse_trusted_keys  # noqa: PLC0415
+
+    try:
+        files = sorted(each for each in directory.iterdir() if each.suffix in KEY_SUFFIXES and each.name[0] != ".")
+    except OSError as error:
+        raise InvalidKey(
+            f"agent keys {directory}: {error.strerror}; give a directory with NAMESPACE.pub files"
+        ) from error
+    keys: dict[str, list[TrustedKey]] = {}
+    for path in files:
+        try:
+            namespace = check_name("namespace", path.stem)
+        except BadInput as error:
+            raise InvalidKey(f"agent key {path}: a file is named after its namespace: {error}") from error
+        keys.setdefault(namespace, []).extend(parse_trusted_keys(_read(path), str(path)))
+    if not keys:
+        raise InvalidKey(
+            f"there is no agent key in {directory}; put the public key of each namespace there, NAMESPACE.pub"
+        )
+    return {namespace: Keyring(found) for namespace, found in keys.items()}
+
+
+def _read(path: Path) -> bytes:
+    from agent.contract.signing.keys import MAX_KEY_FILE_BYTES  # noqa: PLC0415
+
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_KEY_FILE_BYTES + 1)
+    except OSError as error:
+        raise InvalidKey(f"key file {path}: {error.strerror}") from error
