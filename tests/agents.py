@@ -44,6 +44,7 @@ from agent.contract.messages import (
     Trigger,
 )
 from agent.contract.topics import Topics
+from agent.coordinator.trust import peek
 from agent.pod.processes import LocalLauncher
 from agent.sidecar.app import Agent, utc_now
 from agent.sidecar.settings import AgentSettings
@@ -285,10 +286,10 @@ class Client:
             if not isinstance(event, Delivery):
                 continue
             if event.topic.endswith("/presence"):
-                said = open_event(event.payload, _PRESENCE, limit_bytes=1 << 20).data if event.payload else None
+                said = open_event(peek(event.payload), _PRESENCE, limit_bytes=1 << 20).data if event.payload else None
                 self.presences.setdefault("/".join(self.topics.parse_presence(event.topic)), []).append(said)
             else:
-                self.replies.append(open_event(event.payload, _REPLIES, limit_bytes=1 << 20).data)
+                self.replies.append(open_event(peek(event.payload), _REPLIES, limit_bytes=1 << 20).data)
             event.ack()
 
     # -- out

@@ -51,7 +51,8 @@ def command(
     did not answer. Beyond 30 s triggers are refused.
 
     JSON is one object a line and agent: namespace, pod, pod_uid, state, version, started_at, clock, skew_seconds,
-    labels, containers, unsigned, problems, verified. With --watch, each change is another line (or another table), until Ctrl-C.
+    labels, containers, unsigned, problems, verified. With --watch, each change is another line (or another table),
+    until Ctrl-C.
 
     An agent that vanished without a goodbye stays here as offline, and runs that select it do not start. --prune clears
     those (that --namespace and --selector leave), says which, and an agent that lives after all says so again.

@@ -1,0 +1,126 @@
+"""A stage with keys: whose commands its agents obey, and with which key they speak."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.contract.events import seal
+from agent.contract.messages import Message, Trigger
+from agent.contract.signing.envelope import Typ, sign
+from agent.contract.signing.keys import private_text, public_text
+from agent.coordinator import Coordinator
+from agent.sidecar.app import utc_now
+from tests.agents import AgentProcess, AnyAgent, Client, Sent, Stage, any_stage, stage
+from tests.contract.signing.keys import pair
+
+__all__ = ["any_stage", "stage"]
+
+
+@dataclass
+class Realm:
+    """Keys by their names: `nightly` and `weekly` may command, `boss` is an operator, `lab` may command namespace lab.
+
+    `shop` is the agents' own key; `stranger` is nobody's.
+    """
+
+    stage: Stage
+    directory: Path
+
+    @property
+    def client(self) -> Client:
+        return self.stage.client
+
+    @property
+    def trusted(self) -> Path:
+        return self.directory / "trusted"
+
+    def trust(self, name: str, **rights: Any) -> Path:
+        """Let agents obey a key."""
+        self.trusted.mkdir(exist_ok=True)
+        path = self.trusted / f"{name}.pub"
+        path.write_text(public_text(pair(name), **rights), encoding="ascii")
+        return path
+
+    def key_file(self, name: str) -> Path:
+        """The file of a private key."""
+        path = self.directory / f"{name}.key"
+        path.write_text(private_text(pair(name)), encoding="ascii")
+        return path
+
+    def agent_keys(self, **by_namespace: str) -> Path:
+        """The directory that a coordinator is given, by default with the right key of namespace shop."""
+        directory = self.directory / f"agent-keys-{uuid.uuid4().hex[:6]}"
+        directory.mkdir()
+        for namespace, name in (by_namespace or {"shop": "shop"}).items():
+            (directory / f"{namespace}.pub").write_text(public_text(pair(name)), encoding="ascii")
+        return directory
+
+    def coordinator(self, key: str | None = "nightly", agent_keys: Path | None = None, **more: Any) -> Coordinator:
+        """A real coordinator on the stage."""
+        return Coordinator(
+            self.stage.broker.url,
+            topic_root=self.stage.root,
+            key=self.key_file(key) if key else None,
+            agent_keys=agent_keys,
+            **more,
+        )
+
+    async def agent(self, pod: str = "db-0", **settings: Any) -> AgentProcess:
+        """An agent that obeys the realm's keys and signs what it says."""
+        if not self.trusted.exists():
+            for name, rights in {
+                "nightly": {},
+                "weekly": {"namespaces": ["shop", "bar"]},
+                "boss": {"operator": True},
+                "lab": {"namespaces": ["lab"]},
+            }.items():
+                self.trust(name, **rights)
+        keys = {"allow_unsigned": "", "trusted_keys": self.trusted, "agent_key": self.key_file("shop")}
+        return await self.stage.agent(pod, **{**keys, **settings})
+
+    def signed(self, agent: AnyAgent, message: Message, key: str = "nightly", **changes: Any) -> bytes:
+        """A command as a coordinator signs it; `audience`, `expires`, `time` and `event_id` may be others."""
+        now = utc_now()
+        expires = message.deadline if isinstance(message, Trigger) else now + timedelta(minutes=15)
+        said = {
+            "source": "/coordinators/test",
+            "time": now,
+            "event_id": str(uuid.uuid4()),
+            "audience": f"{agent.namespace}/{agent.pod}/{agent.uid}",
+            "expires": expires,
+            **changes,
+        }
+        return sign(seal(message, **said), pair(key), Typ.COMMAND)
+
+    def make(
+        self, agent: AnyAgent, action: Any, key: str = "nightly", *, of: dict[str, Any] | None = None, **changes: Any
+    ):
+        """A signed trigger; `changes` are the trigger's, `of` its envelope's."""
+        sent = self.client.make(agent, action, **changes)
+        return replace(sent, payload=self.signed(agent, sent.trigger, key, **(of or {})))
+
+    async def trigger(self, agent: AnyAgent, action: Any, key: str = "nightly", **changes: Any) -> Sent:
+        """Make one and publish it."""
+        sent = self.make(agent, action, key, **changes)
+        await self.client.send_bytes(agent, sent.payload)
+        return sent
+
+    async def send(self, agent: AnyAgent, message: Message, key: str = "nightly", **changes: Any) -> None:
+        """Publish another command."""
+        await self.client.send_bytes(agent, self.signed(agent, message, key, **changes))
+
+    async def works(self, agent: AnyAgent) -> None:
+        """A good trigger still succeeds; what was sent before it on this link has been handled then."""
+        outcome = await self.client.outcome(await self.trigger(agent, {"exec": {"command": ["/bin/true"]}}))
+        assert outcome.outcome == "succeeded", f"{outcome}\n{agent.tail()}"
+
+
+@pytest.fixture
+def realm(stage: Stage, tmp_path: Path) -> Realm:
+    return Realm(stage, tmp_path)
