@@ -10,15 +10,17 @@ import io
 import json
 import re
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from agent.actions import network
+from agent.actions.addresses import AddressRefusedError, Reach, refused
 from agent.actions.stop import Stop, unless_stopped
 from agent.contract.actions import HttpGetAction, HttpPostAction
-from agent.contract.errors import ErrorCode
+from agent.contract.errors import ErrorCode, Refusal
 from agent.contract.messages import Result
 from agent.contract.outcomes import captured_stream, failure
 from agent.contract.states import Outcome
@@ -41,13 +43,18 @@ _STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _LARGEST_LENGTH = 2**53
 
 
+#: Asked for each redirect: (method, port, path as sent) -> where it may connect. Raises Refusal.
+Follow = Callable[[str, int, str], Reach]
+
+
 @dataclass(frozen=True, slots=True)
 class HttpOptions:
     """What the agent decides about requests, for all of them.
 
     `user_agent` is sent when the hook gives none. `verify_pod`: verify TLS when the hook gives no host
     (kubelet's probes do not); `verify_host`: verify it when it does. `ca_file`: PEM authorities to verify by
-    instead of the system's. `body_limit_bytes`: how much of an answer's body is kept.
+    instead of the system's. `body_limit_bytes`: how much of an answer's body is kept. `reach`: to which addresses
+    connections may go; `follow` judges what a redirect asks for (None: `reach` holds for it, too).
     """
 
     user_agent: str
@@ -55,6 +62,8 @@ class HttpOptions:
     verify_host: bool = True
     ca_file: Path | None = None
     body_limit_bytes: int = 32 * 1024
+    reach: Reach = field(default_factory=Reach)
+    follow: Follow | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +84,12 @@ class _Seen:
     """What was asked and what came back so far. Outlives a stop and an error, so the outcome can tell."""
 
     request: _Request
+    reach: Reach
     status: int | None = None
     body: bytearray = field(default_factory=bytearray)
     declared_bytes: int = 0
     tried: list[tuple[Any, ...]] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def added_to(self, result: Result, limit_bytes: int) -> Result:
@@ -100,7 +111,8 @@ async def run_http(
 
     `pod_address` is used when the action has no host; `port` is the action's, names already resolved.
     Succeeded for 200 <= status < 400, a redirect to another host included; timed_out, cancelled or
-    interrupted when `stop` asks first; failed otherwise. `http_status` and `stdout` are set whenever there
+    interrupted when `stop` asks first; rejected when it may connect to none of the host's addresses, so that nothing
+    was sent; failed otherwise. `http_status` and `stdout` are set whenever there
     was an answer. Raises nothing for what a server or the network does.
     """
     host = action.host or pod_address
@@ -110,7 +122,7 @@ async def run_http(
         request = _first_request(action, host, port, options.user_agent)
     except ValueError:
         return network.bad_host(host, "it has a character that no host name has; correct host")
-    seen = _Seen(request)
+    seen = _Seen(request, options.reach)
     work = _attempt(seen, options, given_host=bool(action.host))
     result = await unless_stopped(work, stop, f"{request.method} {request.target}")
     return seen.added_to(result, options.body_limit_bytes)
@@ -199,6 +211,9 @@ async def _attempt(seen: _Seen, options: HttpOptions, *, given_host: bool) -> Re
 
     def new_socket(info: tuple[Any, ...]) -> socket.socket:
         """Sees every connection: redirects and literal addresses too (FACTS: HTTP actions and addresses)."""
+        if (why := seen.reach.refusal(str(info[4][0]))) is not None:
+            seen.refused.append(why)
+            raise AddressRefusedError(why)
         seen.tried.append(info[4])
         return socket.socket(*info[:3])
 
@@ -228,8 +243,19 @@ async def _attempt(seen: _Seen, options: HttpOptions, *, given_host: bool) -> Re
     except network.UnusableCaFileError as error:
         return failure(Outcome.FAILED, ErrorCode.TLS, str(error))
     except Exception as error:  # noqa: BLE001 - a server decides what aiohttp meets; it must not end the agent
+        if seen.refused and not seen.tried:
+            return _address_refused(seen)
         url, setting = seen.request.url, "PODHOOK_HTTP_VERIFY_HOST" if given_host else "PODHOOK_HTTP_VERIFY_POD"
         return network.http_failure(url.host or "", url.port or 0, seen.tried, error, setting=setting)
+
+
+def _address_refused(seen: _Seen) -> Result:
+    """Rejected while nothing was sent; after a redirect a request has been answered, and so it failed."""
+    host, redirected = seen.request.url.host or "", seen.status is not None
+    outcome = Outcome.FAILED if redirected else Outcome.REJECTED
+    message = refused(network.address_text(host, seen.request.url.port or 0), seen.refused)
+    after = f" (after a redirect, {seen.status})" if redirected else ""
+    return failure(outcome, ErrorCode.ADDRESS_REFUSED, message + after)
 
 
 async def _exchange(session: aiohttp.ClientSession, seen: _Seen, options: HttpOptions, *, verify: bool) -> Result:
@@ -255,7 +281,15 @@ async def _exchange(session: aiohttp.ClientSession, seen: _Seen, options: HttpOp
                 return failure(Outcome.FAILED, ErrorCode.HTTP_PROTOCOL, f"{message}; correct the server")
             if isinstance(following, _Request):
                 response.close()
-                seen.request, seen.tried = following, []
+                if options.follow is not None:
+                    try:
+                        seen.reach = options.follow(following.method, following.url.port or 0, following.url.raw_path)
+                    except Refusal as no:
+                        message = (
+                            f"the redirect ({response.status}) to {following.target} was not followed: {no.message}"
+                        )
+                        return failure(Outcome.FAILED, no.code, message)
+                seen.request, seen.tried, seen.refused = following, [], []
                 continue
             seen.notes += [following] if following else []
             return await _judged(response, seen, options.body_limit_bytes)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from agent.actions.addresses import AddressRefusedError, refused
 from agent.contract.errors import ErrorCode
 from agent.contract.outcomes import failure
 from agent.contract.states import Outcome
@@ -116,9 +117,14 @@ def bad_host(host: str, problem: str) -> Result:
 def connection_failure(host: str, port: int, tried: Iterable[tuple[Any, ...]], errors: Sequence[OSError]) -> Result:
     """The failed result of a connection that did not open.
 
-    `tried` are socket addresses (`(ip, port, ...)`), `errors` what became of them (at least one).
+    `tried` are socket addresses (`(ip, port, ...)`), `errors` what became of them (at least one). Rejected when
+    all were refused by the agent itself: then nothing left it.
     """
     target = address_text(host, port)
+    not_allowed = [str(error) for error in errors if isinstance(error, AddressRefusedError)]
+    errors = [error for error in errors if not isinstance(error, AddressRefusedError)]
+    if not errors:
+        return failure(Outcome.REJECTED, ErrorCode.ADDRESS_REFUSED, refused(target, not_allowed))
     addresses = [text for text in dict.fromkeys(address_text(*pair[:2]) for pair in tried) if text != target]
     listed = ", ".join(addresses[:_LISTED_ADDRESSES])
     if len(addresses) > _LISTED_ADDRESSES:
@@ -127,6 +133,8 @@ def connection_failure(host: str, port: int, tried: Iterable[tuple[Any, ...]], e
     reasons = ", ".join(dict.fromkeys(reason for error in errors for reason in _reasons(error)))
     where = f"{target} (tried {listed})" if listed else target
     message = f"cannot connect to {where}: {printable(reasons, 1000)}; {_ADVICE[code]}"
+    if not_allowed:
+        message += f". Not tried: {not_allowed[0]}"
     return failure(Outcome.FAILED, code, message)
 
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from agent.actions.addresses import AddressRefusedError, Reach
 from agent.actions.network import address_text, bad_host, connection_failure, host_problem
 from agent.actions.stop import Stop, unless_stopped
 from agent.contract.messages import Result
@@ -31,22 +32,27 @@ Address = tuple[Any, ...]
 class _Connecting:
     """What was tried, in order, and the one socket that opened. Outlives a stop, so the outcome can tell."""
 
+    reach: Reach = field(default_factory=Reach)
     tried: list[Address] = field(default_factory=list)
     errors: list[OSError] = field(default_factory=list)
     opened: socket.socket | None = None
 
 
-async def run_tcp(action: TcpSocketAction, *, pod_address: str, port: int, stop: Stop) -> Result:
+async def run_tcp(
+    action: TcpSocketAction, *, pod_address: str, port: int, stop: Stop, reach: Reach | None = None
+) -> Result:
     """Open a connection and close it again; nothing is sent.
 
-    `pod_address` is used when the action has no host; `port` is the action's, names already resolved.
-    Succeeded when it opens. Failed with a code of `agent.actions.network` otherwise; timed_out, cancelled or
-    interrupted when `stop` asks first. Raises nothing for what a server or the network does.
+    `pod_address` is used when the action has no host; `port` is the action's, names already resolved; `reach` says
+    to which addresses it may go (None: to all but the special ones).
+    Succeeded when it opens. Rejected when it may go to none of its addresses. Failed with a code of
+    `agent.actions.network` otherwise; timed_out, cancelled or interrupted when `stop` asks first. Raises nothing for
+    what a server or the network does.
     """
     host = action.host or pod_address
     if problem := host_problem(host):
         return bad_host(host, problem)
-    state = _Connecting()
+    state = _Connecting(reach or Reach())
     what = f"the connection to {address_text(host, port)}"
     try:
         result = await unless_stopped(_connect(host, port, state), stop, what)
@@ -99,6 +105,9 @@ async def _race(waiting: deque[tuple[int, Address]], state: _Connecting) -> None
 
 async def _try(family: int, address: Address, state: _Connecting) -> None:
     """Connect to one address: the first that opens stays in `state.opened`, any other is closed."""
+    if (why := state.reach.refusal(address[0])) is not None:
+        state.errors.append(AddressRefusedError(why))
+        return
     state.tried.append(address)
     try:
         connection = socket.socket(family, socket.SOCK_STREAM)

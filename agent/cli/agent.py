@@ -96,6 +96,7 @@ def command(
     trusted_keys: Annotated[Path | None, _option("trusted_keys")] = None,
     agent_key: Annotated[Path | None, _option("agent_key")] = None,
     allow_unsigned: Annotated[bool | None, _option("allow_unsigned")] = None,
+    policy: Annotated[Path | None, _option("policy")] = None,
     health_port: Annotated[int | None, _option("health_port")] = None,
     log_format: Annotated[str | None, _option("log_format")] = None,
     log_level: Annotated[str | None, _option("log_level")] = None,

@@ -10,7 +10,15 @@ from typing import NoReturn
 
 import typer
 
-from agent.contract.errors import BadInput, BrokerRefused, InvalidHook, LinkDown, PodhookError, PublishRefused
+from agent.contract.errors import (
+    BadInput,
+    BrokerRefused,
+    InvalidHook,
+    InvalidPolicy,
+    LinkDown,
+    PodhookError,
+    PublishRefused,
+)
 
 
 class Exit(IntEnum):
@@ -52,6 +60,9 @@ def errors_as_exits() -> Iterator[None]:
     except InvalidHook as error:
         lines = "\n".join(f"  {problem}" for problem in error.problems)
         fail(Exit.USAGE, f"the hook cannot be used:\n{lines}")
+    except InvalidPolicy as error:
+        lines = "\n".join(f"  {problem}" for problem in error.problems)
+        fail(Exit.USAGE, f"the policy cannot be used:\n{lines}")
     except BadInput as error:
         fail(Exit.USAGE, str(error))
     except (LinkDown, BrokerRefused, PublishRefused) as error:

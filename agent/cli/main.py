@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-#: Command -> (module, what it is for). The module has a function `command`.
+#: Command -> (module, what it is for). The module has a function `command`, or a `group` of them.
 COMMANDS = {
     "run": "Run the hooks of a file and gather one verdict each.",
     "agents": "Show which agents are there.",
@@ -17,6 +17,7 @@ COMMANDS = {
     "cancel": "Cancel a run, whoever began it.",
     "check": "Validate a file of hooks, or a broker; explains every problem.",
     "keygen": "Make a pair of keys, for a coordinator or for a namespace's agents.",
+    "policy": "Check what an agent's policy says, or whether it allows a hook.",
     "agent": "Be an agent: the sidecar beside a database.",
     "demo": "See it work: a broker, five agents and a file of hooks, on this machine.",
 }
@@ -34,6 +35,8 @@ class LazyGroup(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"agent.cli.{cmd_name}")
+        if hasattr(module, "group"):
+            return typer.main.get_command(module.group)
         single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         single.command(cmd_name, help=module.command.__doc__, short_help=COMMANDS[cmd_name])(module.command)
         return typer.main.get_command(single)

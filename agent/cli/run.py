@@ -46,6 +46,14 @@ def command(
             help="Gather a run that was begun before, by whomever, to its end. Nothing is triggered; FILE is not read.",
         ),
     ] = None,
+    catalogue: Annotated[
+        str | None,
+        typer.Option(
+            "--catalogue",
+            metavar="NAME",
+            help="Run the hook of this name in the agents' own catalogues, instead of a FILE; needs --selector.",
+        ),
+    ] = None,
     namespace: options.Namespaces = None,
     all_namespaces: options.AllNamespaces = False,
     timeout: Annotated[
@@ -102,6 +110,8 @@ def command(
 ) -> None:
     """Run the hooks of a file in order, through the agents of the selected pods, and gather one verdict a hook.
 
+    With --catalogue NAME a hook that the agents' policies know runs instead, with the parameters given.
+
     A hook that does not succeed ends the run; --keep-going runs the rest too. Results go to standard output, what
     happens meanwhile to standard error. JSON is one object a line and hook. Ctrl-C cancels what was started and says
     what state each pod is in; a second one waits no longer for that.
@@ -134,11 +144,16 @@ def command(
             logs_for_people()
             gathered = asyncio.run(resume(connect, run_id, namespaces, output=output))
             raise typer.Exit(exit_code(gathered))
-        if file is None:
-            raise typer.BadParameter("give a FILE of hooks, or --run-id to gather a run that was begun before")
+        if (file is None) == (catalogue is None):
+            raise typer.BadParameter(
+                "give a FILE of hooks, or --catalogue NAME, or --run-id to gather a run that was begun before"
+                if file is None
+                else "--catalogue names a hook that the agents have, and FILE brings its own; give one of them"
+            )
         from agent.contract.durations import parse_duration
         from agent.contract.errors import BadInput, InvalidHook, Problem
-        from agent.coordinator import HookCall, load_hooks
+        from agent.contract.templates import HookSpec
+        from agent.coordinator import Hook, HookCall, load_hooks
 
         def seconds(flag: str, text: str) -> float:
             try:
@@ -146,11 +161,14 @@ def command(
             except BadInput as error:
                 raise BadInput(f"{flag} {error}") from error
 
+        hooks = load_hooks(read_file(file), name=name_of(file)) if file is not None else []
+        if catalogue is not None:
+            hooks = [Hook(catalogue, HookSpec())]
         calls = [
             HookCall(
                 hook,
                 namespaces=options.namespaces_from(namespace, all_namespaces),
-                params=_params(param or []),
+                params=params_of(param or []),
                 timeout_seconds=seconds("--timeout", timeout),
                 start_window_seconds=seconds("--start-within", start_within),
                 max_retry=max_retry,
@@ -162,8 +180,9 @@ def command(
                 allow_missing=allow_missing,
                 selector=selector,
                 strategy=str(strategy) if strategy else None,
+                catalogue=catalogue is not None,
             )
-            for hook in load_hooks(read_file(file), name=name_of(file))
+            for hook in hooks
         ]
         problems: list[Problem] = []
         for call in calls:  # all of them before the first: a typo in the last must not be found half way
@@ -309,7 +328,8 @@ def _show(run: RunResult, output: options.Format) -> None:
     show(write)
 
 
-def _params(given: list[str]) -> dict[str, str]:
+def params_of(given: list[str]) -> dict[str, str]:
+    """Parameters as `--param NAME=VALUE` gives them. Raises BadInput."""
     from agent.contract.errors import BadInput
 
     params = {}

@@ -170,12 +170,16 @@ def _argv(command: list[str]) -> list[str]:
 
 Host = Annotated[str, AfterValidator(_host)]
 Port = Annotated[int | str, BeforeValidator(_port)]
+HeaderName = Annotated[str, AfterValidator(_header_name)]
+EnvName = Annotated[str, AfterValidator(_env_name)]
+User = Annotated[str, AfterValidator(_user)]
+Command = Annotated[list[Annotated[str, AfterValidator(_no_nul)]], Field(min_length=1), AfterValidator(_argv)]
 
 
 class HttpHeader(Strict):
     """One header, sent as given; repeats are kept."""
 
-    name: Annotated[str, AfterValidator(_header_name)]
+    name: HeaderName
     value: Annotated[str, AfterValidator(_one_line)]
 
 
@@ -189,7 +193,7 @@ class FormField(Strict):
 class EnvVar(Strict):
     """A variable with a literal value (Kubernetes' EnvVar without `valueFrom`)."""
 
-    name: Annotated[str, AfterValidator(_env_name)]
+    name: EnvName
     value: Annotated[str, AfterValidator(_no_nul)] = ""
 
 
@@ -199,8 +203,8 @@ class ExecAction(Strict):
     `user`, `env` and `environment` are podhook's own additions.
     """
 
-    command: Annotated[list[Annotated[str, AfterValidator(_no_nul)]], Field(min_length=1), AfterValidator(_argv)]
-    user: Annotated[str, AfterValidator(_user)] | None = None
+    command: Command
+    user: User | None = None
     env: list[EnvVar] | None = None
     environment: Literal["inherit", "minimal"] = "inherit"
 

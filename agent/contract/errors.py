@@ -57,6 +57,10 @@ class ErrorCode(StrEnum):
     CONTAINER_NOT_ENTERABLE = "container_not_enterable"
     UNKNOWN_PORT = "unknown_port"
     UNKNOWN_HOOK = "unknown_hook"
+    INVALID_PARAMS = "invalid_params"
+    POLICY_DENIED = "policy_denied"
+    POLICY_UNAVAILABLE = "policy_unavailable"
+    ADDRESS_REFUSED = "address_refused"
     INVALID_ACTION = "invalid_action"
     UNSUPPORTED = "unsupported"
 
@@ -161,6 +165,14 @@ class Problem:
 
 class InvalidHook(BadInput):
     """A HookTemplate that cannot be used; `problems` has every reason, in document order."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class InvalidPolicy(BadInput):
+    """A local policy that cannot be used; `problems` has every reason, in document order."""
 
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = problems

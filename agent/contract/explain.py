@@ -69,7 +69,8 @@ def _nearest(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
 def _known_fields(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """The field names (as written in YAML) of the model at `loc`."""
     present: type[BaseModel] = model
-    for step in loc:
+    steps = iter(loc)
+    for step in steps:
         if isinstance(step, int):
             continue
         field = next((f for n, f in present.model_fields.items() if step in (n, f.alias)), None)
@@ -77,15 +78,21 @@ def _known_fields(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[st
         if inner is None:
             return []
         present = inner
+        if field is not None and get_origin(_bare(field.annotation)) is dict:
+            next(steps, None)  # the entry's own name
     return [field.alias or name for name, field in present.model_fields.items()]
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if get_origin(annotation) in (Union, types.UnionType, list, Annotated):
+    if get_origin(annotation) in (Union, types.UnionType, list, dict, Annotated):
         return next((found for part in get_args(annotation) if (found := _model_of(part))), None)
     return None
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def _path(loc: tuple[int | str, ...]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from pydantic import ValidationError
 
@@ -16,6 +16,7 @@ from agent.contract.messages import (
     MAX_COMMAND_BYTES,
     MAX_START_WINDOW_SECONDS,
     MAX_TIMEOUT_SECONDS,
+    CatalogueHook,
     ErrorDetail,
 )
 from agent.contract.rendering import RenderError, expand
@@ -34,7 +35,8 @@ class HookCall:
     """One call of a hook. Times are seconds.
 
     `namespaces` None means all. `max_parallel` and `max_errors` None mean no bound. `expect` is how many pods must be
-    selected. `params` fill the hook's parameters.
+    selected. `params` fill the hook's parameters. A hook of the agents' own `catalogue` travels as its name and these
+    parameters, and each agent fills in what its policy has there: see `of_catalogue`.
     """
 
     hook: Hook
@@ -51,6 +53,24 @@ class HookCall:
     allow_missing: bool = False
     selector: str | None = None
     strategy: str | None = None
+    catalogue: bool = False
+
+    @classmethod
+    def of_catalogue(cls, name: str, *, selector: str, **more: Any) -> Self:
+        """Call the hook of this name in the agents' own catalogues (docs/policy.md); `more` are the other fields."""
+        return cls(Hook(name, HookSpec()), selector=selector, catalogue=True, **more)
+
+    def sent(self) -> Action | CatalogueHook:
+        """What the trigger says to run.
+
+        Raises:
+            InvalidHook: a parameter is missing or unknown, or the name cannot be one of a catalogue's.
+        """
+        if not self.catalogue:
+            return self.action()
+        document = {"name": self.hook.name, "params": dict(self.params)}
+        hook: CatalogueHook = _validated(CatalogueHook, document)
+        return hook
 
     def executor(self) -> PodExecutor:
         """The Pod executor, with the call's own selector and strategy where given.
@@ -128,7 +148,7 @@ class HookCall:
         spec = self.hook.spec
         if spec.action is None and spec.executor is not None and spec.executor.type == "Function":
             return  # a Function needs none
-        size = len(self.action().model_dump_json(by_alias=True, exclude_none=True).encode())
+        size = len(self.sent().model_dump_json(by_alias=True, exclude_none=True).encode())
         if size > MAX_ACTION_BYTES:
             text = (
                 f"has {size} bytes with its parameters; the limit is {MAX_ACTION_BYTES}, agents take no larger command"

@@ -221,7 +221,7 @@ class Coordinator:
         a_round = Round(
             run_id=run_id,
             hook=call.hook.name,
-            action=call.action(),
+            what=call.sent(),
             call=call,
             executor=executor,
             targets=selection.targets,

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 from agent.contract.actions import Action
 from agent.contract.errors import ErrorCode, LinkDown, PublishRefused
-from agent.contract.messages import Cancel, Go, Message, Query, Report, Result, Targets, Trigger
+from agent.contract.messages import Cancel, CatalogueHook, Go, Message, Query, Report, Result, Targets, Trigger
 from agent.contract.outcomes import failure
 from agent.contract.states import Outcome
 from agent.contract.templates import PodExecutor
@@ -57,7 +57,7 @@ class Round:
 
     run_id: str
     hook: str
-    action: Action
+    what: Action | CatalogueHook
     call: HookCall
     executor: PodExecutor
     targets: Sequence[Target]
@@ -194,7 +194,8 @@ class Round:
             coordinator=self.wire.coordinator,
             pod_uid=target.pod_uid,
             targets=self._aims,
-            action=self.action,
+            action=self.what if isinstance(self.what, Action) else None,
+            hook=self.what if isinstance(self.what, CatalogueHook) else None,
             name=self.hook,
             timeout_seconds=self.call.timeout_seconds,
             issued_at=issued_at,

@@ -77,7 +77,7 @@ def check_trigger(
         raise Refusal(
             ErrorCode.BUSY,
             f"agent {situation.identity} runs {situation.alive} attempts, the limit is {situation.max_concurrent}; "
-            "try again later or raise PODHOOK_MAX_CONCURRENT",
+            "try again later or raise PODHOOK_MAX_CONCURRENT (and limits.concurrency of its policy, if it has one)",
         )
 
 

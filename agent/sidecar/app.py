@@ -42,6 +42,7 @@ from agent.pod.supervisor import AGENT_UID, COMMAND_UID
 from agent.sidecar.attempts import Attempts
 from agent.sidecar.health import Health, serving_health
 from agent.sidecar.inbox import InvalidTrigger, open_command
+from agent.sidecar.policy import PolicyFile
 from agent.sidecar.presence import PresenceFacts, PresenceKeeper
 from agent.sidecar.runner import Runner, RunnerOptions
 from agent.sidecar.settings import AgentSettings, command_environment
@@ -102,6 +103,7 @@ class Agent:
         self._agent_key_file = WatchedFile(settings.agent_key)
         self._signature = Signature()
         self._trusted_keys = TrustedKeys(settings.trusted_keys) if settings.trusted_keys else None
+        self._policy = PolicyFile(settings.policy)
         self._fallback_birth = now()
         self._presence = PresenceKeeper(
             self._identity,
@@ -225,6 +227,7 @@ class Agent:
                 http_ca_file=settings.http_ca_file,
             ),
             now=self._now,
+            policy=self._policy.current,
         )
         attempts = Attempts(
             identity=self._identity,
@@ -428,6 +431,8 @@ class Agent:
 
     def _look_at_files(self) -> None:
         self._look_at_keys()
+        self._policy.look()
+        self._problem("policy", self._policy.problem)
         try:
             if (text := self._labels_file.changed()) is not None:
                 self._facts.labels = parse_labels(text)

@@ -398,7 +398,12 @@ class Attempts:
     # -- within
 
     def _situation(self) -> admission.Situation:
-        return admission.Situation(self.identity, self.stopping, len(self._executions.live), self.max_concurrent)
+        return admission.Situation(
+            self.identity,
+            self.stopping,
+            len(self._executions.live),
+            self.runner.most_at_once(self.max_concurrent),
+        )
 
     def _spawn(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
         task = self.group.create_task(work, name=name)

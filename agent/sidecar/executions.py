@@ -12,6 +12,7 @@ from typing import Protocol
 import structlog
 
 from agent.actions.stop import Stop, StopReason
+from agent.contract.actions import Action
 from agent.contract.errors import ErrorCode, IllegalMove, JournalUnavailable, Refusal
 from agent.contract.messages import (
     HEARTBEAT_SECONDS,
@@ -203,7 +204,7 @@ class Executions:
         """Said while the action runs: it is chatter, and the action shall not wait for it."""
         trigger = live.trigger
         await asyncio.sleep(0)  # the action asks for its start first
-        log.info("attempt.started", trigger_id=trigger.trigger_id, hook=trigger.name, **_what(trigger))
+        log.info("attempt.started", trigger_id=trigger.trigger_id, hook=trigger.name, **_what(live.prepared.action))
         if not trigger.wait_for_go:
             await self.voice.chat(trigger.coordinator, trigger.run_id, self._reply(Accepted, live))
         await self.voice.chat(trigger.coordinator, trigger.run_id, self._reply(Started, live, at=at))
@@ -254,10 +255,8 @@ class Executions:
         return [live.task for live in self.live.values() if live.task is not None]
 
 
-def _what(trigger: Trigger) -> dict[str, str]:
+def _what(action: Action) -> dict[str, str]:
     """What is said of an action in a log: its kind, and argv[0] of a command."""
-    if trigger.action is None:
-        return {}
-    if trigger.action.exec_ is not None:
-        return {"action": "exec", "program": trigger.action.exec_.command[0]}
-    return {"action": trigger.action.kind}
+    if action.exec_ is not None:
+        return {"action": "exec", "program": action.exec_.command[0]}
+    return {"action": action.kind}

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
+from agent.actions.addresses import Reach
 from agent.actions.exec import ExecOptions, run_exec
 from agent.actions.stop import Stop
 from agent.actions.tcp import run_tcp
+from agent.contract.actions import Action
 from agent.contract.errors import ErrorCode, Refusal
 from agent.contract.messages import Result, Trigger
 from agent.contract.outcomes import failure
@@ -22,6 +24,8 @@ from agent.contract.states import Outcome
 from agent.pod.containers import Containers
 from agent.pod.job import MINIMAL_PATH
 from agent.pod.processes import MARK_VARIABLE, Launcher
+from agent.sidecar.policy import Asked, Policy, judge
+from agent.sidecar.policy.judge import NO_POLICY, hook_action, judge_redirect
 
 if TYPE_CHECKING:
     from agent.actions.http import HttpOptions
@@ -43,12 +47,20 @@ class RunnerOptions:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A trigger that passed every check which does nothing: its container and port are known."""
+    """A trigger that passed every check which does nothing: its container and port are known.
+
+    `action` is what will run, also of a hook from the catalogue; `rule` is what allowed it, `reach` where it may
+    connect. All of it was judged together, and is what runs, whatever the policy says by then.
+    """
 
     trigger: Trigger
+    action: Action
     container: str = ""
     own: bool = True
     port: int = 0
+    rule: str = NO_POLICY
+    reach: Reach = field(default_factory=Reach)
+    policy: Policy | None = None
 
 
 def mark_of(pod_uid: str, trigger_id: str) -> str:
@@ -70,29 +82,47 @@ class Runner:
         options: RunnerOptions,
         *,
         now: Callable[[], datetime],
+        policy: Callable[[], Policy | None] = lambda: None,
     ) -> None:
         self._launcher = launcher
         self._containers = containers
         self._environment = environment
         self._options = options
         self._now = now
+        self._policy = policy
+
+    def most_at_once(self, limit: int) -> int:
+        """How many attempts may run at once: `limit`, or the policy's where that is less."""
+        try:
+            policy = self._policy()
+        except Refusal:
+            return limit  # nothing will be run; it is refused for a better reason
+        least = policy.limits.concurrency if policy is not None else None
+        return limit if least is None else min(limit, least)
 
     async def prepare(self, trigger: Trigger) -> Prepared:
         """Check everything that can be checked without doing it.
 
         Raises:
-            Refusal: something that is asked for does not exist here, or is not built yet.
+            Refusal: something that is asked for does not exist here, is not allowed, or is not built yet.
         """
         if trigger.guard is not None:
             raise Refusal(ErrorCode.UNSUPPORTED, "this version has no guards; send the trigger without one")
-        if trigger.action is None:
-            name = trigger.hook.name if trigger.hook else ""
-            raise Refusal(
-                ErrorCode.UNKNOWN_HOOK,
-                f"this agent has no catalogue, so no hook {name!r}; send the action in the trigger",
-            )
-        action = trigger.action
+        policy = self._policy()
+        action, hook = trigger.action, trigger.hook
+        if action is None:
+            assert hook is not None
+            action = hook_action(policy, hook.name, hook.params)
+        asked, own = await self._resolved(trigger, action)
+        decision = judge(policy, asked)
+        if decision.refusal is not None:
+            raise decision.refusal
+        return Prepared(trigger, action, asked.container, own, asked.port, decision.rule, decision.reach, policy=policy)
+
+    async def _resolved(self, trigger: Trigger, action: Action) -> tuple[Asked, bool]:
+        """What the names in an action stand for here, and whether it runs in the agent's own container."""
         containers = await self._containers(action.container_name if action.exec_ is not None else None)
+        container, port = "", 0
         if action.exec_ is not None:
             container = containers.for_exec(action.container_name)
             if action.exec_.user is not None and container == containers.own:
@@ -101,10 +131,19 @@ class Runner:
                     f"exec.user {action.exec_.user!r}: in the agent's own container {container!r} commands run as one "
                     "user only; remove it, or name another container",
                 )
-            return Prepared(trigger, container=container, own=container == containers.own)
-        target = action.http_get or action.http_post or action.tcp_socket
-        assert target is not None
-        return Prepared(trigger, port=containers.port(target.port, action.container_name))
+        else:
+            target = action.http_get or action.http_post or action.tcp_socket
+            assert target is not None
+            port = containers.port(target.port, action.container_name)
+        asked = Asked(
+            action,
+            container=container,
+            port=port,
+            hook=trigger.hook.name if trigger.hook is not None else "",
+            timeout_seconds=trigger.timeout_seconds,
+            pod_address=self._options.address,
+        )
+        return asked, not container or container == containers.own
 
     async def run(self, prepared: Prepared, stop: Stop) -> Result:
         """Run the action to its end; `stop` has its timeout and whoever wants it to end sooner.
@@ -128,12 +167,13 @@ class Runner:
         return result.model_copy(update={"started_at": started_at, "duration_seconds": time.monotonic() - begun})
 
     async def _act(self, prepared: Prepared, stop: Stop) -> Result:
-        action, options = prepared.trigger.action, self._options
-        assert action is not None
+        action, options = prepared.action, self._options
         if action.exec_ is not None:
             return await run_exec(action.exec_, self._launcher, self._exec_options(prepared), stop)
         if action.tcp_socket is not None:
-            return await run_tcp(action.tcp_socket, pod_address=options.address, port=prepared.port, stop=stop)
+            return await run_tcp(
+                action.tcp_socket, pod_address=options.address, port=prepared.port, stop=stop, reach=prepared.reach
+            )
         from agent.actions.http import run_http  # noqa: PLC0415 (9 MB of aiohttp, for those who use it)
 
         request = action.http_get or action.http_post
@@ -147,21 +187,20 @@ class Runner:
         )
 
     def _exec_options(self, prepared: Prepared) -> ExecOptions:
-        trigger = prepared.trigger
-        assert trigger.action is not None
-        assert trigger.action.exec_ is not None
-        minimal = trigger.action.exec_.environment == "minimal"
+        trigger, wanted = prepared.trigger, prepared.action.exec_
+        assert wanted is not None
+        minimal = wanted.environment == "minimal"
         inherited = self._environment() if prepared.own else {}  # a sibling's is taken where it is: in its process
         if prepared.own and minimal:
             inherited = {"PATH": MINIMAL_PATH.decode(), "HOME": inherited.get("HOME", "/")}
-        given = {variable.name: variable.value for variable in trigger.action.exec_.env or []}
+        given = {variable.name: variable.value for variable in wanted.env or []}
         mark = mark_of(trigger.pod_uid, trigger.trigger_id)
         own = {"PODHOOK_RUN_ID": trigger.run_id, "PODHOOK_TRIGGER_ID": trigger.trigger_id, MARK_VARIABLE: mark}
         return ExecOptions(
             container=prepared.container,
             environment={**inherited, **given, **own},
             mark=mark,
-            limit_bytes=self._limit(trigger),
+            limit_bytes=self._limit(prepared),
             inherit=not minimal,
         )
 
@@ -173,8 +212,25 @@ class Runner:
             verify_pod=self._options.http_verify_pod,
             verify_host=self._options.http_verify_host,
             ca_file=self._options.http_ca_file,
-            body_limit_bytes=self._limit(prepared.trigger),
+            body_limit_bytes=self._limit(prepared),
+            reach=prepared.reach,
+            follow=lambda method, port, path: judge_redirect(
+                prepared.policy, self._asked(prepared), method, port, path
+            ),
         )
 
-    def _limit(self, trigger: Trigger) -> int:
-        return min(trigger.capture.limit_bytes, self._options.output_limit_bytes)
+    def _asked(self, prepared: Prepared) -> Asked:
+        """What was asked for, once more, for a redirect."""
+        hook = prepared.trigger.hook
+        return Asked(
+            prepared.action,
+            port=prepared.port,
+            hook=hook.name if hook is not None else "",
+            pod_address=self._options.address,
+        )
+
+    def _limit(self, prepared: Prepared) -> int:
+        limits = [prepared.trigger.capture.limit_bytes, self._options.output_limit_bytes]
+        if prepared.policy is not None and prepared.policy.limits.output_bytes is not None:
+            limits.append(prepared.policy.limits.output_bytes)
+        return min(limits)

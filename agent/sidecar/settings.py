@@ -81,6 +81,9 @@ class AgentSettings(BaseSettings):
     allow_unsigned: bool = Field(
         default=False, description="Run triggers that nobody signed. Whoever reaches the broker can then run commands"
     )
+    policy: Path | None = Field(
+        None, description="YAML of what may run here: see docs/policy.md; re-read when it changes"
+    )
     health_port: int = Field(
         0, ge=0, le=65535, description="Port of GET /healthz for a liveness probe: 200 while the agent lives; 0: none"
     )

@@ -201,7 +201,10 @@ def test_what_is_tombstoned_never_starts_whatever_else_is_true():
         (
             replace(IDLE, alive=4),
             ErrorCode.BUSY,
-            "agent shop/db-0 runs 4 attempts, the limit is 4; try again later or raise PODHOOK_MAX_CONCURRENT",
+            (
+                "agent shop/db-0 runs 4 attempts, the limit is 4; try again later or raise PODHOOK_MAX_CONCURRENT "
+                "(and limits.concurrency of its policy, if it has one)"
+            ),
         ),
     ],
 )

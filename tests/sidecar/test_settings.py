@@ -39,6 +39,7 @@ GIVEN = {
     "http_verify_host": ("false", False),
     "http_ca_file": ("/run/http-ca", Path("/run/http-ca")),
     "allow_unsigned": ("1", True),
+    "policy": ("/etc/podhook/policy.yaml", Path("/etc/podhook/policy.yaml")),
     "health_port": ("8686", 8686),
     "log_format": ("json", "json"),
     "trusted_keys": ("/etc/podhook/trusted", Path("/etc/podhook/trusted")),
