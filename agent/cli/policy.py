@@ -133,7 +133,7 @@ class _World:
         if decision.refusal is None:
             print(f"{name}: allowed by {decision.rule}")
         else:
-            print(f"{name}: denied by {decision.rule}: {decision.refusal.message} ({decision.refusal.code})")
+            print(f"{name}: denied: {decision.refusal.message} ({decision.refusal.code})")
         return decision.allowed
 
     def _container_of(self, name: str, action: Action) -> str:

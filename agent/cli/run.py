@@ -146,7 +146,7 @@ def command(
             raise typer.Exit(exit_code(gathered))
         if (file is None) == (catalogue is None):
             raise typer.BadParameter(
-                "give a FILE of hooks, or --catalogue NAME, or --run-id to gather a run that was begun before"
+                "give a FILE of hooks, or --run-id to gather a run that was begun before, or --catalogue NAME"
                 if file is None
                 else "--catalogue names a hook that the agents have, and FILE brings its own; give one of them"
             )
