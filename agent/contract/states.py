@@ -62,7 +62,8 @@ class GuardState(StrEnum):
 _A = AttemptState
 ATTEMPT_MOVES: Mapping[AttemptState, frozenset[AttemptState]] = {
     _A.READY: frozenset({_A.STARTED, _A.REJECTED, _A.CANCELLED, _A.INTERRUPTED}),
-    # started is written before anything runs, so a deadline that passes meanwhile still ends in rejected
+    # started is written before anything runs, so a deadline that passes meanwhile still ends in rejected, and so does
+    # a connection whose every address was refused when it should have been made
     _A.STARTED: frozenset({_A.SUCCEEDED, _A.FAILED, _A.TIMED_OUT, _A.REJECTED, _A.CANCELLED, _A.INTERRUPTED}),
     _A.SUCCEEDED: frozenset(),
     _A.FAILED: frozenset(),

@@ -508,3 +508,30 @@ def test_a_broken_setting_in_kubernetes_is_no_crash_loop(cli):
     assert command.process.poll() is None
     command.process.send_signal(signal.SIGTERM)
     assert command.wait() == 0
+
+
+# -- the agents' own catalogue
+
+
+def test_a_hook_of_the_agents_catalogues_is_run_by_name(cli, tmp_path):
+    policy, out = tmp_path / "policy.yaml", tmp_path / "out"
+    policy.write_text(
+        "inline: false\ncatalogue: {note: {params: {word: {type: string, pattern: '[a-z]+'}}, "
+        f"action: {{exec: {{command: [/bin/sh, -c, 'echo \"$1\" >> \"$2\"', sh, '${{word}}', {out}]}}}}}}}}\n"
+    )
+    for pod in ("db-0", "db-1"):
+        cli.agent(pod, POLICY=policy)
+    cli.online("db-0", "db-1")
+    run = ("run", "--catalogue", "note", "-l", "app=db", "--strategy", "ExecuteOnAll", "-o", "json")
+    done = cli(*run, "-p", "word=hello")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["hook"] == "note"
+    assert out.read_text() == "hello\nhello\n"
+    done = cli(*run, "-p", "word=NO")
+    assert done.returncode == 1
+    assert {each["error"]["code"] for each in json.loads(done.stdout)["targets"]} == {"invalid_params"}
+    done = cli("run", cli.file("true"))
+    assert done.returncode == 1
+    assert "policy: inline: is false" in done.stdout + done.stderr
+    assert cli("run", "--catalogue", "note", cli.file("true")).returncode == 2
+    assert "--selector" in cli("run", "--catalogue", "note").stderr

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from agent.contract.errors import InvalidHook
-from agent.contract.templates import load_hooks
+from agent.contract.messages import CatalogueHook
+from agent.contract.templates import Hook, HookSpec, load_hooks
 from agent.coordinator import HookCall
 
 POD = "executor: {type: Pod, pod: {selector: app=db}}\n"
@@ -226,3 +227,30 @@ def test_everything_wrong_with_a_call_is_said_at_once():
 def test_the_defaults_are_kubestashs():
     call = HookCall(hook())
     assert (call.timeout_seconds, call.max_retry, call.namespaces) == (300, 0, frozenset({"default"}))
+
+
+# -- hooks of the agents' own catalogue
+
+
+def test_a_catalogue_hook_travels_as_its_name_and_parameters():
+    call = HookCall.of_catalogue("dump", selector="app=db", params={"database": "shop"})
+    call.check()
+    sent = call.sent()
+    assert isinstance(sent, CatalogueHook)
+    assert (sent.name, sent.params, call.hook.name) == ("dump", {"database": "shop"}, "dump")
+    assert call.executor().selector == "app=db"
+
+
+def test_a_catalogue_hook_needs_a_selector_and_a_name():
+    assert problems(HookCall(Hook("dump", HookSpec()), catalogue=True)) == [
+        "executor: is missing: add one, or say in which pods with --selector"
+    ]
+    assert problems(HookCall.of_catalogue("", selector="app=db"))[0].startswith("name: ")
+    assert problems(HookCall.of_catalogue("x" * 129, selector="app=db"))[0].startswith("name: ")
+
+
+def test_a_catalogue_hook_fits_into_a_command():
+    assert (
+        "agents take no larger command"
+        in problems(HookCall.of_catalogue("dump", selector="app=db", params={"a": "x" * 300_000}))[0]
+    )

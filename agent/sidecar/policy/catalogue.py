@@ -7,6 +7,7 @@ a JSON body. What it holds is never read again: not by a shell, not as a placeho
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -46,6 +47,7 @@ class Slot:
 Pieces: TypeAlias = tuple[str | Slot, ...]
 
 
+@functools.lru_cache(maxsize=4096)
 def pieces_of(text: str) -> Pieces:
     """A text cut at its placeholders."""
     found: list[str | Slot] = []

@@ -41,6 +41,24 @@ def check_host(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Aim:
+    """Where an action wants to go: `name` is empty for the pod, `address` what it is without a look-up.
+
+    `here` is the pod's own address, None where that is a name or not known.
+    """
+
+    name: str
+    address: Address | None
+    here: Address | None
+
+    @classmethod
+    def at(cls, host: str, pod_address: str) -> Aim:
+        """Make it from an action's host and PODHOOK_POD_IP."""
+        name = host.lower().removesuffix(".")
+        return cls(name, meant(name) if name else None, meant(pod_address))
+
+
+@dataclass(frozen=True, slots=True)
 class Hosts:
     """The hosts of one rule, ready to be compared."""
 
@@ -73,21 +91,19 @@ class Hosts:
                 names.add(entry)
         return cls(pod, frozenset(names), tuple(suffixes), tuple(networks))
 
-    def reach(self, host: str, pod_address: str, rule: str) -> Reach | None:
-        """Where an action to `host` (empty: the pod) may connect by this rule; None when the rule has no such host.
+    def reach(self, aim: Aim, rule: str) -> Reach | None:
+        """Where an action may connect by this rule; None when the rule has no such host.
 
         A name that is allowed may lead anywhere but to special addresses and back to this pod; an address only
         to where the rule's addresses are.
         """
-        name = host.lower().removesuffix(".")
-        address = meant(name) if name else None
-        here = meant(pod_address)
+        name, address, here = aim.name, aim.address, aim.here
         of_pod = _of_pod(here) if self.pod else ()
         if not name or name == _LOCALHOST or _is_pod(address, here):
             if self.pod:  # whoever set PODHOOK_POD_IP to a name said where that leads
                 return Reach(of_pod + self.networks, others=not name and here is None, loopback=True, rule=rule)
-            if not name and here is not None:  # the pod's address may be listed as an address
-                name, address = str(here), here
+            if not name:  # the pod's address may be listed as an address
+                address = here
         if address is not None:
             listed = any(address in network for network in self.networks)
             return Reach(self.networks, others=False, rule=rule) if listed else None

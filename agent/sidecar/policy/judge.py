@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
@@ -12,7 +13,7 @@ from agent.contract.actions import Action, ExecAction, HttpGetAction, HttpPostAc
 from agent.contract.durations import format_duration
 from agent.contract.errors import ErrorCode, Refusal
 from agent.sidecar.policy.document import CommandRule, HttpRule, PlaceRule, Policy
-from agent.sidecar.policy.hosts import Hosts
+from agent.sidecar.policy.hosts import Aim, Hosts
 
 #: What is said where the agent has no policy.
 NO_POLICY = "no policy"
@@ -20,6 +21,9 @@ NO_POLICY = "no policy"
 PLAIN_HEADERS = frozenset(
     {"accept", "accept-charset", "accept-encoding", "accept-language", "authorization", "content-type", "user-agent"}
 )
+POD_ITSELF = "the pod itself"
+#: A refusal names the nearest of so many rules: it must cost no more than the rules themselves.
+MAX_COMPARED = 20
 _SEGMENT_PARAMS = re.compile(r";.*")
 
 
@@ -169,7 +173,8 @@ def _nearest_command(policy: Policy, container: str, command: list[str]) -> str:
     """Why no rule has this argv; of it only the program is named, since arguments may be secrets."""
     rules = policy.document.containers[container].commands
     program = f"{command[0][:200]!r} with {len(command) - 1} arguments"
-    same = [(at, rule.command) for at, rule in enumerate(rules) if rule.command[0] == command[0]]
+    every = ((at, rule.command) for at, rule in enumerate(rules) if rule.command[0] == command[0])
+    same = list(itertools.islice(every, MAX_COMPARED))
     if not same:
         return f"none of its {len(rules)} rules is for {program}; add this exact command, or a catalogue hook"
 
@@ -188,40 +193,44 @@ def _nearest_command(policy: Policy, container: str, command: list[str]) -> str:
 
 
 def _tcp(policy: Policy, host: str, port: int, pod_address: str) -> Decision:
-    nearest: tuple[int, str] = (9, "there are none")
+    aim = Aim.at(host, pod_address)
     for rule in policy.tcp:
-        reach, missing = _place(rule, host, port, pod_address)
-        if reach is not None and not missing:
+        if port in rule.ports and (reach := rule.hosts.reach(aim, rule.name)) is not None:
             return Decision(rule.name, reach=reach)
-        nearest = min(nearest, (len(missing), f"nearest is {rule.name}, which lacks {' and '.join(missing)}"))
-    return _no(
-        "tcp", f"no rule allows a connection to {host or POD_ITSELF}, port {port}; {nearest[1]}; add it to a rule"
-    )
-
-
-POD_ITSELF = "the pod itself"
+    what = f"a connection to {host or POD_ITSELF}, port {port}"
+    return _no("tcp", _nearest_place(what, ((rule, _missing(rule, host, aim, port)) for rule in policy.tcp)))
 
 
 def judge_request(policy: Policy, request: Request, pod_address: str) -> Decision:
     """Whether a request may be made by an `http` rule."""
-    nearest: tuple[int, str] = (9, "there are none")
+    aim = Aim.at(request.host, pod_address)
     for rule in policy.http:
-        reach, missing = _place(rule, request.host, request.port, pod_address)
+        if request.port not in rule.ports or (reach := rule.hosts.reach(aim, rule.name)) is None:
+            continue
         assert rule.http is not None
-        missing += _missing_of_request(rule.http, request)
-        if reach is not None and not missing:
+        if not _missing_of_request(rule.http, request):
             return Decision(rule.name, reach=reach)
-        nearest = min(nearest, (len(missing), f"nearest is {rule.name}, which lacks {' and '.join(missing)}"))
     what = f"{request.method} to {request.host or POD_ITSELF}, port {request.port}"
-    return _no("http", f"no rule allows {what}; {nearest[1]}; add it to a rule")
+    lacking = (
+        (rule, _missing(rule, request.host, aim, request.port) + _missing_of_request(rule.http, request))
+        for rule in policy.http
+        if rule.http is not None
+    )
+    return _no("http", _nearest_place(what, lacking))
 
 
-def _place(rule: PlaceRule, host: str, port: int, pod_address: str) -> tuple[Reach | None, list[str]]:
-    reach = rule.hosts.reach(host, pod_address, rule.name)
-    missing = [] if reach is not None else [f"host {host!r}" if host else "host pod"]
-    if port not in rule.ports:
-        missing.append(f"port {port}")
-    return reach, missing
+def _missing(rule: PlaceRule, host: str, aim: Aim, port: int) -> list[str]:
+    missing = [] if rule.hosts.reach(aim, rule.name) is not None else [f"host {host!r}" if host else "host pod"]
+    return missing + ([] if port in rule.ports else [f"port {port}"])
+
+
+def _nearest_place(what: str, lacking: Iterable[tuple[PlaceRule, list[str]]]) -> str:
+    """The sentence of a refusal: of the first rules the one that lacks least, for whoever wants to add it."""
+    some = list(itertools.islice(lacking, MAX_COMPARED))
+    if not some:
+        return f"no rule allows {what}: there are none; add one"
+    rule, missing = min(some, key=lambda pair: len(pair[1]))
+    return f"no rule allows {what}; nearest is {rule.name}, which lacks {' and '.join(missing)}; add it to a rule"
 
 
 def _missing_of_request(rule: HttpRule, request: Request) -> list[str]:
@@ -262,7 +271,7 @@ def _of_catalogue(policy: Policy, asked: Asked) -> Decision:
     part = asked.action.tcp_socket or asked.action.http_get or asked.action.http_post
     if part is None:
         return Decision(rule)
-    reach = Hosts.just(part.host).reach(part.host, asked.pod_address, rule)
+    reach = Hosts.just(part.host).reach(Aim.at(part.host, asked.pod_address), rule)
     return Decision(rule, reach=reach or Reach(others=False, rule=rule))
 
 

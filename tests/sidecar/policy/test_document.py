@@ -168,33 +168,9 @@ def reads(text: str | bytes) -> None:
     assert reasons is None or reasons
 
 
-PIECES = st.sampled_from(
-    [
-        "inline",
-        "containers",
-        "http",
-        "tcp",
-        "catalogue",
-        "limits",
-        "commands",
-        "hosts",
-        "ports",
-        "params",
-        "action",
-        "exec",
-        "command",
-        "type",
-        "pattern",
-        "string",
-        "enum",
-        "pod",
-        "${a}",
-        "$${",
-        "*.a",
-        "10.0.0.0/8",
-        "timeout",
-    ]
-)
+WORDS = """inline containers http tcp catalogue limits commands hosts ports params action exec command type pattern
+string enum pod ${a} $${ *.a 10.0.0.0/8 timeout"""
+PIECES = st.sampled_from(WORDS.split())
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | PIECES,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(PIECES | st.text(max_size=4), inner, max_size=4),
