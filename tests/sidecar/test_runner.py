@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,6 +25,7 @@ from agent.pod.identity import parse_description
 from agent.pod.job import MINIMAL_PATH
 from agent.pod.processes import LocalLauncher
 from agent.pod.supervisor import NO_LAUNCHER
+from agent.sidecar.policy import Policy, load_policy
 from agent.sidecar.runner import Runner, RunnerOptions
 from tests.strays import descriptors, until, zombies
 
@@ -43,7 +45,7 @@ def _always(look: Callable[[], Containers]) -> Callable[[str | None], Awaitable[
     return answer
 
 
-def runner(*, own: str = "mysql", **options: Any) -> Runner:
+def runner(*, own: str = "mysql", policy: Policy | None = None, **options: Any) -> Runner:
     whole = {"address": "127.0.0.1", "user_agent": "podhook/1", "output_limit_bytes": 32768, **options}
     return Runner(
         LocalLauncher(),
@@ -51,6 +53,7 @@ def runner(*, own: str = "mysql", **options: Any) -> Runner:
         lambda: dict(ENVIRONMENT),
         RunnerOptions(**whole),
         now=lambda: NOW,
+        policy=lambda: policy,
     )
 
 
@@ -311,6 +314,58 @@ async def _silent() -> AsyncIterator[int]:
 
     async with await asyncio.start_server(talk, "127.0.0.1", 0) as listening:
         yield listening.sockets[0].getsockname()[1]
+
+
+# --- with a policy
+
+
+async def test_what_was_prepared_knows_the_rule_that_allowed_it():
+    policy = load_policy("""
+containers: {mysql: {commands: [[/bin/true]]}}
+limits: {outputBytes: 5}
+catalogue: {say: {params: {a: {type: string, pattern: "[a-z]*"}}, action: {exec: {command: [echo, "${a}"]}}}}
+""")
+    assert (await runner().prepare(sh("true"))).rule == "no policy"
+    prepared = await runner(policy=policy).prepare(trigger({"exec": {"command": ["/bin/true"]}}))
+    assert (prepared.rule, prepared.container) == ("containers.mysql.commands[0]", "mysql")
+    with pytest.raises(Refusal, match="containers: no rule is for container 'metrics'"):  # the one that would run
+        await runner(policy=policy, own="metrics").prepare(
+            trigger({"exec": {"command": ["/bin/true"]}, "containerName": "metrics"})
+        )
+    said = trigger(hook=CatalogueHook(name="say", params={"a": "abcdefghij"}))
+    made = runner(policy=policy)
+    prepared = await made.prepare(said)
+    assert prepared.rule == "catalogue.say"
+    result = await made.run(prepared, Stop(10))
+    assert (result.outcome, result.stdout.total_bytes, result.stdout.truncated) == (Outcome.SUCCEEDED, 11, True)
+
+
+async def test_a_name_that_leads_back_to_the_pod_is_rejected_though_it_began(monkeypatch):
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *args: Any, **more: Any) -> Any:
+        return real("127.0.0.1" if host == "db.example" else host, *args, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    async with server(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok") as (port, heads):
+        rule = f"[{{hosts: [db.example], ports: [{port}]}}]"
+        policy = load_policy(f"http: {rule}\ntcp: {rule}")
+        for kind in ("httpGet", "tcpSocket"):
+            result = await run(trigger({kind: {"host": "db.example", "port": port}}), policy=policy)
+            assert (result.outcome, result.error.code) == (Outcome.REJECTED, ErrorCode.ADDRESS_REFUSED)
+            assert "127.0.0.1 is this pod itself, and " in result.error.message
+        assert heads == []
+        assert (await run(trigger({"httpGet": {"host": "db.example", "port": port}}))).outcome is Outcome.SUCCEEDED
+
+
+async def test_a_redirect_leads_only_where_the_policy_lets_it():
+    answer = b"HTTP/1.1 302 Found\r\nLocation: /%s\r\nContent-Length: 0\r\n\r\n"
+    for place, asked in ((b"ok/x", 11), (b"no", 1)):
+        async with server(answer % place) as (port, heads):
+            policy = load_policy(f"http: [{{hosts: [pod], ports: [{port}], paths: [/ok/]}}]")
+            result = await run(trigger({"httpGet": {"port": port, "path": "/ok/"}}), policy=policy)
+        code = ErrorCode.POLICY_DENIED if asked == 1 else ErrorCode.TOO_MANY_REDIRECTS
+        assert (result.outcome, result.error.code, len(heads)) == (Outcome.FAILED, code, asked)
 
 
 # --- faults
