@@ -36,6 +36,8 @@ DROPS_WITHOUT_OUTPUT = 2
 REST_OF_OUTCOME_BYTES = 8 * 1024
 #: The header and the signature of a JWS, with room.
 REST_OF_SIGNATURE_BYTES = 512
+#: What left since the last flush began; beyond that a flush may say something twice.
+MAX_REMEMBERED = 10_000
 #: Refusals without a record that wait for the broker; their senders ask again.
 MAX_UNRECORDED = 1000
 
@@ -146,6 +148,7 @@ class Outbox:
     _sending: set[tuple[str, str]] = field(default_factory=set)
     _drops: dict[tuple[str, str], int] = field(default_factory=dict)
     _unrecorded: dict[tuple[str, str], _Pending] = field(default_factory=dict)
+    _delivered: set[tuple[str, str]] = field(default_factory=set)  # since the last flush began
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def send(self, coordinator: str, outcome: OutcomeMessage, *, recorded: bool = True) -> None:
@@ -182,10 +185,12 @@ class Outbox:
 
     async def flush(self) -> None:
         """Publish everything that is due, once each, oldest first."""
+        self._delivered.clear()
         for pending in [*self._unrecorded.values(), *await self._due()]:
             if not self.link.up:
                 return
-            await self._send(pending)
+            if pending.key not in self._delivered:  # it may have left while those before it did
+                await self._send(pending)
 
     async def _due(self) -> list[_Pending]:
         try:
@@ -214,6 +219,8 @@ class Outbox:
             self._sending.discard(pending.key)
         self._drops.pop(pending.key, None)
         self._unrecorded.pop(pending.key, None)
+        if len(self._delivered) < MAX_REMEMBERED:
+            self._delivered.add(pending.key)
         if pending.recorded:
             try:
                 await self.journal.call(Journal.delivered, outcome.run_id, outcome.attempt)
