@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-from benchmarks import entering, idle, walk
+from benchmarks import entering, idle, trust, walk
 
 
 async def main() -> None:
     """Run each benchmark."""
     await idle.main()
     await walk.main()
+    await trust.main()
     await entering.main()
 
 

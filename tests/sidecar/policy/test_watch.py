@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -89,11 +88,9 @@ def test_a_file_that_is_too_large_keeps_the_last_good_one(tmp_path):
         assert "the limit is 262144" in file.problem
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_that_may_not_be_read_is_no_policy(tmp_path):
+def test_what_cannot_be_read_is_no_policy(tmp_path):
     path = tmp_path / "policy.yaml"
-    write(path, ONE)
-    path.chmod(0)
+    path.mkdir()  # a right that is missing stops no root
     file = PolicyFile(path)
     file.look()
     with pytest.raises(Refusal):
