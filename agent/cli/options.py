@@ -111,6 +111,8 @@ OutputFormat = Annotated[
     Format, typer.Option("--output", "-o", metavar="table|json", help="table for people, json for scripts.")
 ]
 
+#: Said where agents were silent and nothing was signed.
+ASKED_UNSIGNED = "agents that obey only signed commands do not answer an unsigned question: give the key with --key"
 DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from agent.cli import options
-from agent.cli.exits import Exit, errors_as_exits, logs_for_people
+from agent.cli.exits import Exit, errors_as_exits, logs_for_people, tell
 
 if TYPE_CHECKING:
     from agent.coordinator import Picture, Verdict
@@ -55,6 +55,8 @@ def command(
                 return await coordinator.query(run_id, namespaces=namespaces)
 
         picture = asyncio.run(ask())
+        if key is None and picture.silent:
+            tell(options.ASKED_UNSIGNED)
         as_json = output is options.Format.JSON
         show(lambda: print(json.dumps(picture.to_json()), flush=True) if as_json else print_picture(picture))
         raise typer.Exit(exit_code(picture.verdict))
