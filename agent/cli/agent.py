@@ -93,6 +93,8 @@ def command(
     http_verify_pod: Annotated[bool | None, _option("http_verify_pod")] = None,
     http_verify_host: Annotated[bool | None, _option("http_verify_host")] = None,
     http_ca_file: Annotated[Path | None, _option("http_ca_file")] = None,
+    secrets_dir: Annotated[Path | None, _option("secrets_dir")] = None,
+    audit: Annotated[str | None, _option("audit")] = None,
     allow_unsigned: Annotated[bool | None, _option("allow_unsigned")] = None,
     health_port: Annotated[int | None, _option("health_port")] = None,
     log_format: Annotated[str | None, _option("log_format")] = None,

@@ -52,6 +52,7 @@ class ErrorCode(StrEnum):
     UNKNOWN_HOOK = "unknown_hook"
     INVALID_ACTION = "invalid_action"
     UNSUPPORTED = "unsupported"
+    SECRET_UNAVAILABLE = "secret_unavailable"  # noqa: S105 (a code)
 
     AGENT_RESTARTED_BEFORE_START = "agent_restarted_before_start"
 

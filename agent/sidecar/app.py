@@ -43,7 +43,7 @@ from agent.sidecar.health import Health, serving_health
 from agent.sidecar.inbox import InvalidTrigger, open_command
 from agent.sidecar.presence import PresenceFacts, PresenceKeeper
 from agent.sidecar.runner import Runner, RunnerOptions
-from agent.sidecar.settings import AgentSettings, command_environment
+from agent.sidecar.settings import AgentSettings, command_environment, own_secrets
 from agent.sidecar.voice import Outbox, Voice
 
 log = structlog.get_logger("podhook.agent")
@@ -211,6 +211,8 @@ class Agent:
                 http_verify_pod=settings.http_verify_pod,
                 http_verify_host=settings.http_verify_host,
                 http_ca_file=settings.http_ca_file,
+                secrets_dir=settings.secrets_dir,
+                secrets=own_secrets,
             ),
             now=self._now,
         )

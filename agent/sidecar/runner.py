@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +15,17 @@ import structlog
 from agent.actions.exec import ExecOptions, run_exec
 from agent.actions.stop import Stop
 from agent.actions.tcp import run_tcp
+from agent.contract.actions import Action
 from agent.contract.errors import ErrorCode, Refusal
 from agent.contract.messages import Result, Trigger
-from agent.contract.outcomes import failure
+from agent.contract.outcomes import failure, redacted
+from agent.contract.redaction import Redactor
 from agent.contract.states import Outcome
 from agent.pod.containers import Containers
 from agent.pod.job import MINIMAL_PATH
 from agent.pod.processes import MARK_VARIABLE, Launcher
+from agent.sidecar.redaction import secrets_of_action
+from agent.sidecar.secret_files import with_secrets
 
 if TYPE_CHECKING:
     from agent.actions.http import HttpOptions
@@ -31,7 +35,10 @@ log = structlog.get_logger("podhook.runner")
 
 @dataclass(frozen=True, slots=True)
 class RunnerOptions:
-    """How actions are run here. `http_*` are as in the settings of the agent."""
+    """How actions are run here. `http_*` and `secrets_dir` are as in the settings of the agent.
+
+    `secrets` tells what must never be seen, whatever runs: the agent's own.
+    """
 
     address: str
     user_agent: str
@@ -39,13 +46,20 @@ class RunnerOptions:
     http_verify_pod: bool = False
     http_verify_host: bool = True
     http_ca_file: Path | None = None
+    secrets_dir: Path | None = None
+    secrets: Callable[[], Iterable[bytes]] = tuple
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A trigger that passed every check which does nothing: its container and port are known."""
+    """A trigger that passed every check which does nothing: its container and port are known.
+
+    `action` is what will run: the trigger's, with the values that it had by reference. `redactor` knows them.
+    """
 
     trigger: Trigger
+    action: Action = field(repr=False)
+    redactor: Redactor = field(default_factory=Redactor)
     container: str = ""
     own: bool = True
     port: int = 0
@@ -91,7 +105,8 @@ class Runner:
                 ErrorCode.UNKNOWN_HOOK,
                 f"this agent has no catalogue, so no hook {name!r}; send the action in the trigger",
             )
-        action = trigger.action
+        action, of_files = with_secrets(trigger.action, self._options.secrets_dir)
+        redactor = Redactor([*of_files, *secrets_of_action(action), *self._options.secrets()])
         containers = await self._containers(action.container_name if action.exec_ is not None else None)
         if action.exec_ is not None:
             container = containers.for_exec(action.container_name)
@@ -101,10 +116,10 @@ class Runner:
                     f"exec.user {action.exec_.user!r}: in the agent's own container {container!r} commands run as one "
                     "user only; remove it, or name another container",
                 )
-            return Prepared(trigger, container=container, own=container == containers.own)
+            return Prepared(trigger, action, redactor, container=container, own=container == containers.own)
         target = action.http_get or action.http_post or action.tcp_socket
         assert target is not None
-        return Prepared(trigger, port=containers.port(target.port, action.container_name))
+        return Prepared(trigger, action, redactor, port=containers.port(target.port, action.container_name))
 
     async def run(self, prepared: Prepared, stop: Stop) -> Result:
         """Run the action to its end; `stop` has its timeout and whoever wants it to end sooner.
@@ -125,11 +140,11 @@ class Runner:
             result = failure(Outcome.FAILED, ErrorCode.INTERNAL, message)
         finally:
             stop.close()
+        result = redacted(result, prepared.redactor)
         return result.model_copy(update={"started_at": started_at, "duration_seconds": time.monotonic() - begun})
 
     async def _act(self, prepared: Prepared, stop: Stop) -> Result:
-        action, options = prepared.trigger.action, self._options
-        assert action is not None
+        action, options = prepared.action, self._options
         if action.exec_ is not None:
             return await run_exec(action.exec_, self._launcher, self._exec_options(prepared), stop)
         if action.tcp_socket is not None:
@@ -148,13 +163,13 @@ class Runner:
 
     def _exec_options(self, prepared: Prepared) -> ExecOptions:
         trigger = prepared.trigger
-        assert trigger.action is not None
-        assert trigger.action.exec_ is not None
-        minimal = trigger.action.exec_.environment == "minimal"
+        exec_ = prepared.action.exec_
+        assert exec_ is not None
+        minimal = exec_.environment == "minimal"
         inherited = self._environment() if prepared.own else {}  # a sibling's is taken where it is: in its process
         if prepared.own and minimal:
             inherited = {"PATH": MINIMAL_PATH.decode(), "HOME": inherited.get("HOME", "/")}
-        given = {variable.name: variable.value for variable in trigger.action.exec_.env or []}
+        given = {variable.name: variable.value for variable in exec_.env or []}
         mark = mark_of(trigger.pod_uid, trigger.trigger_id)
         own = {"PODHOOK_RUN_ID": trigger.run_id, "PODHOOK_TRIGGER_ID": trigger.trigger_id, MARK_VARIABLE: mark}
         return ExecOptions(
@@ -163,6 +178,7 @@ class Runner:
             mark=mark,
             limit_bytes=self._limit(trigger),
             inherit=not minimal,
+            redactor=prepared.redactor,
         )
 
     def _http_options(self, prepared: Prepared) -> HttpOptions:
@@ -174,6 +190,7 @@ class Runner:
             verify_host=self._options.http_verify_host,
             ca_file=self._options.http_ca_file,
             body_limit_bytes=self._limit(prepared.trigger),
+            redactor=prepared.redactor,
         )
 
     def _limit(self, trigger: Trigger) -> int:

@@ -511,6 +511,7 @@ class Unkillable:
     """A launcher of one process that sits in uninterruptible sleep; only a broken disk makes a real one."""
 
     closed: int = 0
+    secrets: tuple[tuple[bytes, bytes], ...] = ()
 
     async def start(self, launch: Launch) -> Unkillable:
         self.stdout, self._out = os.pipe()
@@ -582,6 +583,7 @@ class Pliant:
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     heeds_cancellation: bool = True
     pid: int = 1 << 30
+    secrets: tuple[tuple[bytes, bytes], ...] = ()
     did: list[str] = field(default_factory=list)
 
     async def start(self, launch: Launch) -> Pliant:
