@@ -90,10 +90,10 @@ class _Reader:
         while not self.ended.is_set() and loop.time() < until and self._read():  # noqa: ASYNC110 (it reads, it does not wait)
             await asyncio.sleep(0)  # the other stream, and the timeout, get their turn
 
-    def captured(self) -> CapturedStream:
-        """What was kept; call once, when nothing more is read."""
+    def captured(self, *, cut: bool) -> CapturedStream:
+        """What was kept; call once, when nothing more is read. `cut`: the writer was ended before it was done."""
         self.stop()
-        self._buffer.write(self._redacted.end(cut=not self._whole))
+        self._buffer.write(self._redacted.end(cut=cut or not self._whole))
         return self._buffer.captured()
 
     def stop(self) -> None:
@@ -159,8 +159,8 @@ async def _attend(process: Process, program: str, options: ExecOptions, stop: St
             update={
                 "exit_code": status.exit_code,
                 "signal": status.signal,
-                "stdout": readers[0].captured(),
-                "stderr": readers[1].captured(),
+                "stdout": readers[0].captured(cut=status.exit_code is None),
+                "stderr": readers[1].captured(cut=status.exit_code is None),
                 "notes": notes,
             }
         )

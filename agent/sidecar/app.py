@@ -39,6 +39,7 @@ from agent.pod.kubernetes import OwnPod
 from agent.pod.processes import LocalLauncher, reap_strays
 from agent.pod.supervisor import AGENT_UID, COMMAND_UID
 from agent.sidecar.attempts import Attempts
+from agent.sidecar.audit import OFF, OFF_PROBLEM, Audit, open_sink, problem_of
 from agent.sidecar.health import Health, serving_health
 from agent.sidecar.inbox import InvalidTrigger, open_command
 from agent.sidecar.presence import PresenceFacts, PresenceKeeper
@@ -94,6 +95,8 @@ class Agent:
         self._labels_file = WatchedFile(settings.labels_file)
         self._pod_file = WatchedFile(settings.pod_file)
         self._fallback_birth = now()
+        self._audit = Audit(self._identity, open_sink(settings.audit), now, self._audit_failed)
+        self._loop = asyncio.get_running_loop()
         self._presence = PresenceKeeper(
             self._identity,
             self._topics,
@@ -120,9 +123,12 @@ class Agent:
             log.warning("agent.unsigned", effect="whoever can publish to the broker can run commands here")
         else:
             self._problem("unsigned", UNSIGNED_PROBLEM)
+        if settings.audit == OFF:
+            self._problem("audit", OFF_PROBLEM)
         async with serving_health(settings.health_port, self._health) as why_not:
             self._problem("health", why_not)
             await self._live(stop)
+        await asyncio.to_thread(self._audit.close)
         log.info("agent.stopped")
 
     async def _live(self, stop: asyncio.Event) -> None:
@@ -229,6 +235,7 @@ class Agent:
             journal_failed=self._journal_failed,
             journal_broken=lambda: self._journal_error,
             journal_full=self._journal_full,
+            audit=self._audit,
         )
         return attempts, outbox
 
@@ -315,9 +322,16 @@ class Agent:
             attempts.refuse_invalid(error)
         except BadInput as error:
             log.warning("command.refused", code=type(error).__name__, error=str(error))
+            self._audit.unreadable(delivery.payload, type(error).__name__, str(error), delivery.oversize_bytes)
         except Exception:
             log.exception("command.crashed", topic=delivery.topic)
         delivery.ack()
+
+    def _audit_failed(self, why: str | None) -> None:
+        """Called by the audit's own thread."""
+        sentence = why and problem_of(self._settings.audit, why)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+            self._loop.call_soon_threadsafe(self._problem, "audit", sentence)
 
     # -- the journal and the files
 
@@ -356,6 +370,7 @@ class Agent:
             await asyncio.sleep(LOOK_SECONDS)
             await self._look_around()
             self._look_at_files()
+            self._audit.settle()
             if isinstance(self._launcher, LocalLauncher):
                 reap_strays(self._launcher.running)
             if self._journal_error is not None:

@@ -37,6 +37,7 @@ from agent.journal import Entry, Journal, JournalThread
 from agent.pod.identity import Identity
 from agent.sidecar import admission
 from agent.sidecar.answers import Answers
+from agent.sidecar.audit import NOBODY, Audit, Who
 from agent.sidecar.executions import Executions
 from agent.sidecar.inbox import Command, InvalidTrigger
 from agent.sidecar.recovery import recover
@@ -75,6 +76,7 @@ class Attempts:
     journal_failed: Callable[[JournalUnavailable], None]
     journal_broken: Callable[[], JournalUnavailable | None]
     journal_full: Callable[[JournalFull], None]
+    audit: Audit
     stopping: bool = False
     _replies: Replies = field(init=False)
     _answers: Answers = field(init=False)
@@ -97,6 +99,7 @@ class Attempts:
             self._spawn,
             self.now,
             self.journal_failed,
+            self.audit,
         )
         at_hand = self._executions.at_hand
         self._answers = Answers(self._replies, self.journal, self.now, at_hand, self._why_unusable)
@@ -115,12 +118,14 @@ class Attempts:
             return
         if not self.allow_unsigned:
             log.warning("command.refused", type=data.TYPE, code=ErrorCode.UNSIGNED, source=command.source)
+            self.audit.denied(data, ErrorCode.UNSIGNED, who=command.who)
             return
         try:
             if isinstance(data, Query):
-                await self._answer(data)
+                await self._answer(data, command.who)
             elif isinstance(data, Renew):
                 log.warning("command.refused", type=data.TYPE, code=ErrorCode.UNSUPPORTED, trigger_id=data.trigger_id)
+                self.audit.denied(data, ErrorCode.UNSUPPORTED, who=command.who)
             elif data.pod_uid != self.identity.pod_uid:
                 log.warning(
                     "command.refused",
@@ -128,10 +133,11 @@ class Attempts:
                     code=ErrorCode.WRONG_POD_UID,
                     trigger_id=data.trigger_id,
                 )
+                self.audit.denied(data, ErrorCode.WRONG_POD_UID, who=command.who)
             elif isinstance(data, Go):
-                await self._go(data)
+                await self._go(data, command.who)
             else:
-                await self._cancel_or_release(data)
+                await self._cancel_or_release(data, command.who)
         except JournalFull as full:
             self.journal_full(full)
         except JournalUnavailable as error:
@@ -145,6 +151,7 @@ class Attempts:
             admission.check_sender(error.address, self._situation())
         except Refusal as earlier:
             refusal = earlier
+        self.audit.refused(error.address, error.hash, refusal.code, refusal.message)
         self._send_unrecorded(error.address, self._outcome(error.address, error.hash, refused(refusal)))
 
     async def _trigger(self, command: Command, trigger: Trigger) -> None:
@@ -160,15 +167,16 @@ class Attempts:
             if known is not None:
                 self._check_same(known.trigger_hash, command, trigger)
                 log.info("trigger.seen_before", trigger_id=trigger.trigger_id, state=known.state)
+                self.audit.repeated(trigger, command.hash, command.who)
                 await self._say_again(known, trigger.coordinator)
                 return
         except Refusal as refusal:
-            self._refuse_unrecorded(command.hash, trigger, refusal)
+            self._refuse_unrecorded(command, trigger, refusal)
             return
         except JournalFull as full:
             self.journal_full(full)
             reason = f"{full}; agent {self.identity} runs nothing that it cannot record: trigger again later"
-            self._refuse_unrecorded(command.hash, trigger, Refusal(ErrorCode.JOURNAL_FULL, reason))
+            self._refuse_unrecorded(command, trigger, Refusal(ErrorCode.JOURNAL_FULL, reason))
             return
         except JournalUnavailable as unavailable:
             error = self._why_unusable(unavailable)
@@ -177,20 +185,22 @@ class Attempts:
             await self._mark_refused(trigger.issued_at)
             if trigger.issued_at < self._started_at:
                 reason = f"{error}; what ran here before agent {self.identity} was started cannot be looked up"
-                self._refuse_unrecorded(command.hash, trigger, Refusal(ErrorCode.BEFORE_JOURNAL, reason))
+                self._refuse_unrecorded(command, trigger, Refusal(ErrorCode.BEFORE_JOURNAL, reason))
                 return
             reason = (
                 f"{error}; agent {self.identity} runs nothing that it cannot record: mend the disk, then trigger again"
             )
-            self._refuse_unrecorded(command.hash, trigger, Refusal(ErrorCode.JOURNAL_UNAVAILABLE, reason))
+            self._refuse_unrecorded(command, trigger, Refusal(ErrorCode.JOURNAL_UNAVAILABLE, reason))
             return
         if outcome is not None:
             self._log_refused(trigger, outcome)
+            self._audit_refused(command, trigger, outcome)
             self._spawn(self.outbox.send(trigger.coordinator, outcome), f"refusal {trigger.trigger_id}")
         elif isinstance(prepared, Prepared):
             self._admitted[trigger.trigger_id] = None
             if len(self._admitted) > MAX_ADMITTED:
                 del self._admitted[next(iter(self._admitted))]
+            self.audit.accepted(trigger, command.hash, prepared.container, command.who)
             self._executions.begin(trigger, command.hash, prepared)
 
     async def _prepare(self, trigger: Trigger) -> Prepared | Refusal:
@@ -247,6 +257,7 @@ class Attempts:
         if live is not None:
             self._check_same(live.hash, command, trigger)
             log.info("trigger.seen_before", trigger_id=trigger.trigger_id, state=live.state)
+            self.audit.repeated(trigger, command.hash, command.who)
             kind = Ready if live.waits else Accepted
             again = self._replies.reply(kind, trigger, live.hash)
             await self.voice.chat(trigger.coordinator, trigger.run_id, again)
@@ -255,6 +266,7 @@ class Attempts:
         if unwritten is not None:
             _, outcome = unwritten
             self._check_same(outcome.trigger_hash, command, trigger)
+            self.audit.repeated(trigger, command.hash, command.who)
             self._spawn(self.outbox.send(trigger.coordinator, outcome, recorded=False), f"again {trigger.trigger_id}")
         return unwritten is not None
 
@@ -273,7 +285,7 @@ class Attempts:
             await self.journal.call(Journal.deliver_again, known.run_id, known.attempt, coordinator)
         self._spawn(self.outbox.send(coordinator, known.outcome), f"again {known.run_id}/{known.attempt}")
 
-    async def _go(self, go: Go) -> None:
+    async def _go(self, go: Go, who: Who = NOBODY) -> None:
         live = self._executions.live.get(go.trigger_id)
         if live is None or not live.waits or live.stop.reason is not None:
             log.info("go.ignored", trigger_id=go.trigger_id, reason="not waiting for it")
@@ -281,6 +293,7 @@ class Attempts:
         if self.now() > go.start_by:
             live.expired = f"go was to start it by {go.start_by.isoformat()}, it is {self.now().isoformat()} here"
             live.stop.set(StopReason.TIMED_OUT)
+            self.audit.denied(go, ErrorCode.EXPIRED, live.expired, who)
             return
         try:
             await self.journal.call(Journal.start, go.run_id, go.attempt, self.now())
@@ -289,10 +302,13 @@ class Attempts:
             return
         live.start_by = go.start_by
         live.go.set()
+        self.audit.obeyed(go, "started", who)
 
-    async def _cancel_or_release(self, command: Cancel | Release) -> None:
+    async def _cancel_or_release(self, command: Cancel | Release, who: Who = NOBODY) -> None:
         if isinstance(command, Cancel):  # needs no journal: a broken disk must not keep it alive
             for live in self._executions.up_to(command):
+                if live.stop.reason is None:
+                    self.audit.obeyed(command, "stopped", who, stopped_attempt=live.trigger.attempt)
                 live.stop.set(StopReason.CANCELLED)
             if command.trigger_id in self._executions.live:
                 return
@@ -301,13 +317,17 @@ class Attempts:
         if known is None:
             await self.journal.call(Journal.tombstone, command.run_id, command.attempt, command.deadline, self.now())
             log.info("attempt.tombstoned", trigger_id=command.trigger_id, by=command.TYPE)
+            if not memory.tombstoned:
+                self.audit.obeyed(command, "tombstoned", who)
             return
         if isinstance(command, Release):  # no guard was ever armed here, so there is nothing to release
             return
         await self._say_again(known, known.coordinator)
 
-    async def _answer(self, query: Query) -> None:
+    async def _answer(self, query: Query, who: Who = NOBODY) -> None:
         report = await self._answers.to(query)
+        if query.settle and report.tombstoned:
+            self.audit.obeyed(query, "tombstoned", who)
         if len(self._tasks) < MAX_TASKS:
             self._spawn(self.voice.report(query.coordinator, report), f"report {query.query_id}")
         else:
@@ -331,7 +351,7 @@ class Attempts:
         """
         await self._executions.write_down()
         ours = ChainMap[str, Any](self._executions.live, self._executions.unwritten, self._admitted)
-        await recover(self.journal, self._replies, self.now, ours)
+        await recover(self.journal, self._replies, self.now, ours, self.audit)
 
     async def raise_floor(self) -> None:
         """What was refused without a record while the journal failed must not turn into a yes.
@@ -379,9 +399,10 @@ class Attempts:
     def _outcome(self, trigger: TriggerAddress, trigger_hash: str, result: Result) -> OutcomeMessage:
         return self._replies.outcome(trigger.run_id, trigger.attempt, trigger_hash, result)
 
-    def _refuse_unrecorded(self, trigger_hash: str, trigger: TriggerAddress, refusal: Refusal) -> None:
-        outcome = self._outcome(trigger, trigger_hash, refused(refusal))
+    def _refuse_unrecorded(self, command: Command, trigger: Trigger, refusal: Refusal) -> None:
+        outcome = self._outcome(trigger, command.hash, refused(refusal))
         self._log_refused(trigger, outcome)
+        self._audit_refused(command, trigger, outcome)
         self._send_unrecorded(trigger, outcome)
 
     def _send_unrecorded(self, trigger: TriggerAddress, outcome: OutcomeMessage) -> None:
@@ -391,6 +412,10 @@ class Attempts:
             self._spawn(sending, f"refusal {trigger.trigger_id}")
         else:
             self.outbox.keep(trigger.coordinator, outcome)
+
+    def _audit_refused(self, command: Command, trigger: Trigger, outcome: OutcomeMessage) -> None:
+        code, reason = (outcome.error.code, outcome.error.message) if outcome.error else ("", "")
+        self.audit.refused(trigger, command.hash, code, reason, who=command.who)
 
     @staticmethod
     def _log_refused(trigger: TriggerAddress, outcome: OutcomeMessage) -> None:

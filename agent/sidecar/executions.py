@@ -29,6 +29,8 @@ from agent.contract.messages import (
 from agent.contract.outcomes import failure, without_output
 from agent.contract.states import AttemptState, Outcome
 from agent.journal import Journal, JournalThread
+from agent.sidecar.audit import Audit
+from agent.sidecar.redaction import redactor_of
 from agent.sidecar.replies import Replies, refused
 from agent.sidecar.runner import Prepared, Runner
 from agent.sidecar.voice import Outbox, Voice
@@ -79,6 +81,7 @@ class Executions:
     spawn: Spawn
     now: Callable[[], datetime]
     journal_failed: Callable[[JournalUnavailable], None]
+    audit: Audit
     live: dict[str, Live] = field(default_factory=dict)
     unwritten: dict[str, tuple[Trigger, OutcomeMessage]] = field(default_factory=dict)
 
@@ -217,6 +220,7 @@ class Executions:
         trigger = live.trigger
         outcome = self.replies.outcome(trigger.run_id, trigger.attempt, live.hash, result)
         recorded = await self._record(trigger, outcome)
+        self.audit.ended(outcome, trigger.name)
         # A task of its own: the attempt has ended, whether the broker listens or not.
         self.spawn(self.outbox.send(trigger.coordinator, outcome, recorded=recorded), f"outcome {trigger.trigger_id}")
         await asyncio.sleep(0)  # the outcome leaves first
@@ -256,5 +260,5 @@ def _what(trigger: Trigger) -> dict[str, str]:
     if trigger.action is None:
         return {}
     if trigger.action.exec_ is not None:
-        return {"action": "exec", "program": trigger.action.exec_.command[0]}
+        return {"action": "exec", "program": redactor_of(trigger).text(trigger.action.exec_.command[0])}
     return {"action": trigger.action.kind}

@@ -21,6 +21,7 @@ from agent.contract.messages import (
     Trigger,
     TriggerAddress,
 )
+from agent.sidecar.audit import NOBODY, Who
 
 _KINDS = Kinds.of(*COMMANDS)
 
@@ -29,12 +30,13 @@ CommandData = Trigger | Go | Cancel | Renew | Release | Query
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command, and the SHA-256 (hexadecimal) of the bytes that said it."""
+    """A command, and the SHA-256 (hexadecimal) of the bytes that said it. `who` signed it; nobody, as yet."""
 
     data: CommandData
     hash: str
     event_id: str
     source: str
+    who: Who = NOBODY
 
 
 class InvalidTrigger(MalformedMessage):
