@@ -218,7 +218,7 @@ class Agent:
                 http_verify_host=settings.http_verify_host,
                 http_ca_file=settings.http_ca_file,
                 secrets_dir=settings.secrets_dir,
-                secrets=own_secrets,
+                secrets=own_secrets(),
             ),
             now=self._now,
         )

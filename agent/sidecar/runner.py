@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -47,7 +47,7 @@ class RunnerOptions:
     http_verify_host: bool = True
     http_ca_file: Path | None = None
     secrets_dir: Path | None = None
-    secrets: Callable[[], Iterable[bytes]] = tuple
+    secrets: Sequence[bytes] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class Runner:
                 f"this agent has no catalogue, so no hook {name!r}; send the action in the trigger",
             )
         action, of_files = with_secrets(trigger.action, self._options.secrets_dir)
-        redactor = Redactor([*of_files, *secrets_of_action(action), *self._options.secrets()])
+        redactor = Redactor([*of_files, *secrets_of_action(action), *self._options.secrets])
         containers = await self._containers(action.container_name if action.exec_ is not None else None)
         if action.exec_ is not None:
             container = containers.for_exec(action.container_name)

@@ -774,3 +774,16 @@ async def test_after_a_timeout_a_silent_launcher_is_said_to_be_so_too(stop):
     result = await running
     assert (result.outcome, result.notes) == (Outcome.TIMED_OUT, [UNKNOWN_END])
     assert (launcher.did[:2], launcher.did[-2:]) == (["start", "terminate"], ["kill", "close"])
+
+
+# --- secrets
+
+
+@pytest.mark.parametrize("name", [b"DB_PASSWORD", b"NAME"])
+async def test_what_the_process_tells_of_its_containers_secrets_is_kept_out(stop, name):
+    launcher = Pliant(left=[], secrets=((name, b"said"),))
+    launcher.go.set()
+    launcher.ended.set_result(ExitStatus(exit_code=0))
+    result = await run_with(launcher, stop)
+    assert result.stdout.text == ("[redacted]" if name == b"DB_PASSWORD" else "said")
+    assert result.stdout.total_bytes == len(result.stdout.text)
