@@ -125,10 +125,12 @@ class Agent:
             self._problem("unsigned", UNSIGNED_PROBLEM)
         if settings.audit == OFF:
             self._problem("audit", OFF_PROBLEM)
-        async with serving_health(settings.health_port, self._health) as why_not:
-            self._problem("health", why_not)
-            await self._live(stop)
-        await asyncio.to_thread(self._audit.close)
+        try:
+            async with serving_health(settings.health_port, self._health) as why_not:
+                self._problem("health", why_not)
+                await self._live(stop)
+        finally:
+            self._audit.close()  # all else has ended, and no thread that a name look-up hangs in is asked for it
         log.info("agent.stopped")
 
     async def _live(self, stop: asyncio.Event) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-#: Lines that wait for a slow disk or reader, about 5 MB at most; what is more is dropped and counted.
+#: Lines that wait for a slow disk or reader, half a kilobyte each; what is more is dropped and counted.
 MAX_WAITING = 10_000
 
 
@@ -159,6 +159,8 @@ class LineWriter:
                     self._writing = False
                     self._changed.notify_all()
         with contextlib.suppress(OSError):
+            if self._dropped:
+                self._sink.write(self._dropped_line(self._dropped))
             self._sink.close()
 
     def _write(self, line: bytes) -> None:

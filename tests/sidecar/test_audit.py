@@ -365,6 +365,16 @@ def test_a_reader_that_never_reads_holds_nobody_up(writer: Any, failures: Failur
     assert failures.wait(2)[-1] is None
 
 
+def test_what_is_missing_at_the_end_is_told_at_the_end(tmp_path: Path, writer: Any) -> None:
+    path = tmp_path / "audit"
+    path.symlink_to("/dev/full")
+    lines = writer(AppendedFile(path))
+    write(lines, "one", "two")
+    path.unlink()
+    lines.close(PROMPT_SECONDS)
+    assert path.read_text() == "dropped 2\n"
+
+
 def test_lines_of_one_thread_come_in_its_order(tmp_path: Path, writer: Any) -> None:
     lines = writer(AppendedFile(tmp_path / "audit"))
     write(lines, *map(str, range(2000)))
