@@ -15,7 +15,7 @@ LOCK = $(TOOLS)/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip
   --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-emit-options
 # $(call lock,file,what it is,pip-compile's arguments)
 define lock
-rm -f $(VENV)/lock.txt && $(LOCK) $(3) --output-file $(VENV)/lock.txt && { echo "# $(2). Made by make constraints."; cat $(VENV)/lock.txt; } > $(1) && rm $(VENV)/lock.txt
+rm -f $(VENV)/lock.txt && $(LOCK) $(3) --output-file $(VENV)/lock.txt && { echo "# $(2). Made by make constraints."; grep -v '^#' $(VENV)/lock.txt; } > $(1) && rm $(VENV)/lock.txt
 endef
 # Workers of the test run; more than the cores helps, since brokers and processes are waited for.
 TEST_WORKERS ?= 4

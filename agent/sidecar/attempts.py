@@ -181,6 +181,7 @@ class Attempts:
         except JournalUnavailable as unavailable:
             error = self._why_unusable(unavailable)
             if trigger.trigger_id in self._admitted:
+                self.audit.repeated(trigger, command.hash, command.who)
                 return  # it ran here, or does: its outcome is said when the journal can be read again
             await self._mark_refused(trigger.issued_at)
             if trigger.issued_at < self._started_at:
