@@ -6,25 +6,23 @@ ARG BASE=python:3.13-slim
 # pip lives in a virtual environment of its own and fills another one, so nothing of it gets into the image.
 FROM ${BASE} AS dependencies
 WORKDIR /source
-COPY constraints.txt pyproject.toml ./
+COPY requirements/image.txt requirements/build.txt ./
 ENV PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN ["python3", "-m", "venv", "/build"]
 RUN ["python3", "-m", "venv", "--without-pip", "/opt/podhook"]
 # kubernetes-asyncio is disk only: it is not imported unless PODHOOK_KUBERNETES=true, so it goes without its byte code.
-RUN /build/bin/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-      print(*project["dependencies"], *project["optional-dependencies"]["kubernetes"], sep="\n")' \
-      > requirements.txt \
- && /build/bin/pip --python /opt/podhook/bin/python install -c constraints.txt -r requirements.txt \
+# What does not have the hash that was written down when the versions were tested is not installed.
+RUN /build/bin/pip --python /opt/podhook/bin/python install --require-hashes --no-deps -r image.txt \
  && rm -f /opt/podhook/bin/[Aa]ctivate* \
  && find /opt/podhook -path '*/kubernetes_asyncio/*' -name __pycache__ -prune -exec rm -rf {} +
-RUN ["/build/bin/pip", "install", "-c", "constraints.txt", "hatchling"]
+RUN ["/build/bin/pip", "install", "--require-hashes", "--no-deps", "-r", "build.txt"]
 
 # A layer of its own: a new version of podhook with the same dependencies is a small download.
 FROM dependencies AS project
-COPY README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY examples/demo.yaml examples/
 COPY agent agent
-RUN /build/bin/pip wheel --no-build-isolation --no-deps -c constraints.txt -w dist . \
+RUN /build/bin/pip wheel --no-build-isolation --no-deps -w dist . \
  && /build/bin/pip --python /opt/podhook/bin/python install --no-deps --prefix /project dist/*.whl
 
 FROM ${BASE}

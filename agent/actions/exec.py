@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from agent.actions.start_errors import not_started, shown
 from agent.actions.stop import Stop
 from agent.contract.actions import ExecAction
 from agent.contract.errors import ErrorCode
-from agent.contract.messages import ErrorDetail, Result
-from agent.contract.outcomes import OutputBuffer, failure
+from agent.contract.messages import CapturedStream, ErrorDetail, Result
+from agent.contract.outcomes import OutputBuffer, failure, redacted
+from agent.contract.redaction import Redactor
+from agent.contract.secret_names import secrets_of
 from agent.contract.states import Outcome
 from agent.pod.processes import ExitStatus, Interrupted, Launch, Launcher, Process, StartError, in_group
 
@@ -30,7 +32,8 @@ _READ_BYTES = 64 * 1024
 class ExecOptions:
     """Where and how a command runs. `limit_bytes` is kept of each stream; `environment` is added to the container's.
 
-    `inherit` False leaves the container's own environment out (`exec.environment: minimal`).
+    `inherit` False leaves the container's own environment out (`exec.environment: minimal`). `redactor` has the secrets
+    that the agent knows beforehand; those of the container's environment are told by the process.
     """
 
     container: str
@@ -38,6 +41,7 @@ class ExecOptions:
     mark: str
     limit_bytes: int
     inherit: bool = True
+    redactor: Redactor = field(default_factory=Redactor)
 
     def launch(self, action: ExecAction) -> Launch:
         """What to ask the launcher for."""
@@ -53,10 +57,15 @@ class ExecOptions:
 
 
 class _Reader:
-    """Reads a pipe to its end and never stops at the limit, so the command never blocks on a full pipe."""
+    """Reads a pipe to its end and never stops at the limit, so the command never blocks on a full pipe.
 
-    def __init__(self, descriptor: int, limit_bytes: int) -> None:
-        self.buffer = OutputBuffer(limit_bytes)
+    Secrets go before anything is kept or cut, so that no cut leaves a part of one.
+    """
+
+    def __init__(self, descriptor: int, limit_bytes: int, redactor: Redactor) -> None:
+        self._buffer = OutputBuffer(limit_bytes)
+        self._redacted = redactor.stream()
+        self._whole = False
         self.ended = asyncio.Event()
         self._descriptor = descriptor
         os.set_blocking(descriptor, False)
@@ -69,9 +78,10 @@ class _Reader:
         except (BlockingIOError, InterruptedError):
             return False
         if not data:
+            self._whole = True
             self.stop()
             return False
-        self.buffer.write(data)
+        self._buffer.write(self._redacted.write(data))
         return True
 
     async def drain(self, until: float) -> None:
@@ -79,6 +89,12 @@ class _Reader:
         loop = asyncio.get_running_loop()
         while not self.ended.is_set() and loop.time() < until and self._read():  # noqa: ASYNC110 (it reads, it does not wait)
             await asyncio.sleep(0)  # the other stream, and the timeout, get their turn
+
+    def captured(self, *, cut: bool) -> CapturedStream:
+        """What was kept; call once, when nothing more is read. `cut`: the writer was ended before it was done."""
+        self.stop()
+        self._buffer.write(self._redacted.end(cut=cut or not self._whole))
+        return self._buffer.captured()
 
     def stop(self) -> None:
         """Read no more; the end of file does the same."""
@@ -100,12 +116,13 @@ async def run_exec(action: ExecAction, launcher: Launcher, options: ExecOptions,
         return _interrupted(interrupted, what)
     if process is None:
         return stop.ended(what)
-    return await _attend(process, action.command[0], options.limit_bytes, stop)
+    return await _attend(process, action.command[0], options, stop)
 
 
-async def _attend(process: Process, program: str, limit_bytes: int, stop: Stop) -> Result:
+async def _attend(process: Process, program: str, options: ExecOptions, stop: Stop) -> Result:
     """Read what it says until it ends or has to; whatever happens, it is let go of."""
-    readers = [_Reader(descriptor, limit_bytes) for descriptor in (process.stdout, process.stderr)]
+    redactor = options.redactor.with_(secret for pair in process.secrets for secret in secrets_of(*pair))
+    readers = [_Reader(number, options.limit_bytes, redactor) for number in (process.stdout, process.stderr)]
     waiting = asyncio.create_task(process.wait(), name="exec wait")
     what, notes = f"command {shown(program)}", list[str]()
     settled = False
@@ -138,12 +155,12 @@ async def _attend(process: Process, program: str, limit_bytes: int, stop: Stop) 
             result = stop.ended(what)
             notes += _survivors(survivors)
         settled = waiting.done()
-        return result.model_copy(
+        return redacted(result, redactor).model_copy(
             update={
                 "exit_code": status.exit_code,
                 "signal": status.signal,
-                "stdout": readers[0].buffer.captured(),
-                "stderr": readers[1].buffer.captured(),
+                "stdout": readers[0].captured(cut=status.exit_code is None),
+                "stderr": readers[1].captured(cut=status.exit_code is None),
                 "notes": notes,
             }
         )

@@ -22,7 +22,8 @@ from agent.actions.stop import Stop, unless_stopped
 from agent.contract.actions import HttpGetAction, HttpPostAction
 from agent.contract.errors import ErrorCode, Refusal
 from agent.contract.messages import Result
-from agent.contract.outcomes import captured_stream, failure
+from agent.contract.outcomes import captured_stream, failure, redacted
+from agent.contract.redaction import Redactor
 from agent.contract.states import Outcome
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class HttpOptions:
     `user_agent` is sent when the hook gives none. `verify_pod`: verify TLS when the hook gives no host
     (kubelet's probes do not); `verify_host`: verify it when it does. `ca_file`: PEM authorities to verify by
     instead of the system's. `body_limit_bytes`: how much of an answer's body is kept. `reach`: to which addresses
-    connections may go; `follow` judges what a redirect asks for (None: `reach` holds for it, too).
+    connections may go; `follow` judges what a redirect asks for (None: `reach` holds for it, too). `redactor` knows
+    the secrets that must not be seen in what is said of it.
     """
 
     user_agent: str
@@ -64,6 +66,7 @@ class HttpOptions:
     body_limit_bytes: int = 32 * 1024
     reach: Reach = field(default_factory=Reach)
     follow: Follow | None = None
+    redactor: Redactor = field(default_factory=Redactor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,21 +90,25 @@ class _Seen:
     reach: Reach
     status: int | None = None
     body: bytearray = field(default_factory=bytearray)
+    whole: bool = False
     declared_bytes: int = 0
     tried: list[tuple[Any, ...]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def added_to(self, result: Result, limit_bytes: int) -> Result:
-        """`result` with the status, the kept start of the body, and the notes."""
+    def added_to(self, result: Result, options: HttpOptions) -> Result:
+        """`result` with the status, the kept start of the body, and the notes; without secrets."""
+        limit_bytes = options.body_limit_bytes
         if self.status is None:
             return result
         cut_bytes, notes = 0, self.notes
         if len(self.body) > limit_bytes:
             cut_bytes = max(len(self.body), min(self.declared_bytes, _LARGEST_LENGTH)) - limit_bytes
             notes = [*notes, f"only the first {limit_bytes} bytes of the body were read"]
-        stdout = captured_stream(bytes(self.body[:limit_bytes]), cut_bytes=cut_bytes)
-        return result.model_copy(update={"http_status": self.status, "stdout": stdout, "notes": notes})
+        body = options.redactor.data(bytes(self.body[:limit_bytes]), cut=not self.whole)
+        stdout = captured_stream(body, cut_bytes=cut_bytes)
+        update = {"http_status": self.status, "stdout": stdout, "notes": notes}
+        return result.model_copy(update=update)
 
 
 async def run_http(
@@ -125,7 +132,7 @@ async def run_http(
     seen = _Seen(request, options.reach)
     work = _attempt(seen, options, given_host=bool(action.host))
     result = await unless_stopped(work, stop, f"{request.method} {request.target}")
-    return seen.added_to(result, options.body_limit_bytes)
+    return redacted(seen.added_to(result, options), options.redactor)
 
 
 def _first_request(action: HttpGetAction, host: str, port: int, user_agent: str) -> _Request:
@@ -292,7 +299,7 @@ async def _exchange(session: aiohttp.ClientSession, seen: _Seen, options: HttpOp
                 seen.request, seen.tried, seen.refused = following, [], []
                 continue
             seen.notes += [following] if following else []
-            return await _judged(response, seen, options.body_limit_bytes)
+            return await _judged(response, seen, options)
     message = f"{request.target} redirects again after {MAX_REDIRECTS} redirects; give the final address"
     return failure(Outcome.FAILED, ErrorCode.TOO_MANY_REDIRECTS, message)
 
@@ -308,13 +315,15 @@ def _for_aiohttp(headers: tuple[tuple[str, str], ...]) -> Any:
     return CIMultiDict([*hosts, *(each for each in others if each[0].lower() != "host")])
 
 
-async def _judged(response: aiohttp.ClientResponse, seen: _Seen, limit_bytes: int) -> Result:
+async def _judged(response: aiohttp.ClientResponse, seen: _Seen, options: HttpOptions) -> Result:
     """Read the start of the body - one byte more than is kept, to know whether there is more - and judge."""
+    limit_bytes = options.body_limit_bytes
     good = 200 <= response.status < 400  # kubelet's prober, and so KubeStash's
     try:
         while len(seen.body) <= limit_bytes:
             chunk = await response.content.read(limit_bytes + 1 - len(seen.body))
             if not chunk:
+                seen.whole = True
                 break
             seen.body += chunk
     except Exception:
@@ -323,6 +332,7 @@ async def _judged(response: aiohttp.ClientResponse, seen: _Seen, limit_bytes: in
         seen.notes.append(f"the body broke off after {len(seen.body)} bytes")
     if good:
         return Result(outcome=Outcome.SUCCEEDED)
-    start = network.printable(seen.body[: 4 * network.EXCERPT_CHARS].decode(errors="backslashreplace").strip())
+    body = options.redactor.data(bytes(seen.body), cut=not seen.whole)  # first: no cut may leave a part of a secret
+    start = network.printable(body[: 4 * network.EXCERPT_CHARS].decode(errors="backslashreplace").strip())
     message = f"HTTP {response.status} from {seen.request.target}" + (f": {start}" if start else "")
     return failure(Outcome.FAILED, ErrorCode.HTTP_STATUS, message)

@@ -44,6 +44,10 @@ _JUDGEMENTS = {
         "exec.user {user!r} is a user that podhook keeps for itself",
         "use another",
     ),
+    "environment: too many secrets": (
+        "its variables whose names look secret are more than 128, or larger than 64 KiB together: too many to redact",
+        "put large secrets into files",
+    ),
     "container": ("it does not run now", "try again when it does"),
     "launcher: it was started anew": ("the launcher was started anew before it had begun", "try again"),
 }

@@ -95,6 +95,8 @@ def command(
     http_ca_file: Annotated[Path | None, _option("http_ca_file")] = None,
     trusted_keys: Annotated[Path | None, _option("trusted_keys")] = None,
     agent_key: Annotated[Path | None, _option("agent_key")] = None,
+    secrets_dir: Annotated[Path | None, _option("secrets_dir")] = None,
+    audit: Annotated[str | None, _option("audit")] = None,
     allow_unsigned: Annotated[bool | None, _option("allow_unsigned")] = None,
     policy: Annotated[Path | None, _option("policy")] = None,
     health_port: Annotated[int | None, _option("health_port")] = None,

@@ -34,6 +34,10 @@ _USER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,255}\$?")
 _MAX_ID = 4294967294
 _ENV_NAME = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
 
+#: Kubernetes' keys of a Secret; a name that begins with a dot would be the kubelet's own (`..data`), or lead out.
+_SECRET_FILE = re.compile(r"[A-Za-z0-9_][-._A-Za-z0-9]*(?:/[A-Za-z0-9_][-._A-Za-z0-9]*){0,2}")
+_MAX_SECRET_FILE_CHARACTERS = 253
+
 MAX_COMMAND_BYTES = 64 * 1024
 #: A number written as a string may have leading zeros, but int() need not see whatever is sent.
 _MAX_PORT_DIGITS = 20
@@ -147,6 +151,20 @@ def _env_name(value: str) -> str:
     return value
 
 
+def _secret_file(value: str) -> str:
+    if len(value) > _MAX_SECRET_FILE_CHARACTERS or not _SECRET_FILE.fullmatch(value):
+        raise ValueError(
+            "is not the name of a secret file; write its path below the agent's PODHOOK_SECRETS_DIR, such as "
+            "db/password (letters, digits, '-', '_' and '.', at most three levels, none beginning with '.')"
+        )
+    return value
+
+
+def _not_both(written: Mapping[Any, Any]) -> Iterator[Finding]:
+    if written.get("value") and written.get("valueFrom") is not None:
+        yield ("valueFrom",), "stands beside a value; give one of them"
+
+
 def _user(value: str) -> str:
     """A name, `uid` or `uid:gid`. 4294967295 is -1 to the kernel, which means "stay who you are"."""
     name, colon, group = value.partition(":")
@@ -176,11 +194,25 @@ User = Annotated[str, AfterValidator(_user)]
 Command = Annotated[list[Annotated[str, AfterValidator(_no_nul)]], Field(min_length=1), AfterValidator(_argv)]
 
 
+class ValueFrom(Strict):
+    """Where a value is read when the action is prepared: a file below the agent's PODHOOK_SECRETS_DIR."""
+
+    file: Annotated[str, AfterValidator(_secret_file)]
+
+
 class HttpHeader(Strict):
-    """One header, sent as given; repeats are kept."""
+    """One header, sent as given; repeats are kept. `valueFrom` is podhook's own addition."""
 
     name: HeaderName
-    value: Annotated[str, AfterValidator(_one_line)]
+    value: Annotated[str, AfterValidator(_one_line)] = ""
+    value_from: ValueFrom | None = None
+
+    @classmethod
+    def between_fields(cls, written: Mapping[Any, Any]) -> Iterator[Finding]:
+        """Exactly one of value and valueFrom."""
+        if "value" not in written and written.get("valueFrom") is None:
+            yield ("value",), "give a value, or valueFrom with the file of a mounted Secret"
+        yield from _not_both(written)
 
 
 class FormField(Strict):
@@ -191,10 +223,16 @@ class FormField(Strict):
 
 
 class EnvVar(Strict):
-    """A variable with a literal value (Kubernetes' EnvVar without `valueFrom`)."""
+    """A variable: a literal value, or `valueFrom.file`, a mounted Secret's (which Kubernetes' EnvVar has not)."""
 
     name: EnvName
     value: Annotated[str, AfterValidator(_no_nul)] = ""
+    value_from: ValueFrom | None = None
+
+    @classmethod
+    def between_fields(cls, written: Mapping[Any, Any]) -> Iterator[Finding]:
+        """At most one of value and valueFrom."""
+        yield from _not_both(written)
 
 
 class ExecAction(Strict):

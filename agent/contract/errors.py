@@ -63,6 +63,7 @@ class ErrorCode(StrEnum):
     ADDRESS_REFUSED = "address_refused"
     INVALID_ACTION = "invalid_action"
     UNSUPPORTED = "unsupported"
+    SECRET_UNAVAILABLE = "secret_unavailable"  # noqa: S105 (a code)
 
     AGENT_RESTARTED_BEFORE_START = "agent_restarted_before_start"
 

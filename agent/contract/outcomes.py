@@ -11,6 +11,7 @@ from agent.contract.messages import CapturedStream, ErrorDetail, OutcomeMessage,
 
 if TYPE_CHECKING:
     from agent.contract.errors import ErrorCode
+    from agent.contract.redaction import Redactor
     from agent.contract.states import Outcome
 
 #: A quarter of the limit is for the start of a stream, the rest for its end (SEMANTICS: 8 and 24 of 32 KiB).
@@ -95,6 +96,14 @@ def failure(outcome: Outcome, code: ErrorCode, message: str) -> Result:
     """
     sendable = message[:8000].encode(errors="backslashreplace").decode()[:8000]
     return Result(outcome=outcome, error=ErrorDetail(code=code, message=sendable))
+
+
+def redacted(result: Result, redactor: Redactor) -> Result:
+    """A result whose sentences hold no secret; its output was redacted when it was read."""
+    if not redactor:
+        return result
+    why = result.error and result.error.model_copy(update={"message": redactor.text(result.error.message)[:8000]})
+    return result.model_copy(update={"error": why, "notes": [redactor.text(note)[:2048] for note in result.notes]})
 
 
 def fit(message: OutcomeMessage, size_of: Callable[[OutcomeMessage], int], limit_bytes: int) -> OutcomeMessage:

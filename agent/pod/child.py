@@ -18,7 +18,8 @@ END_MS = 100
 class Child:
     """A forked child: idle at first, then an attempt's.
 
-    `channel` is open until its command runs, `outputs` are the read ends of its output until they are passed on.
+    `channel` is open until its command runs, `outputs` are the read ends of its output and the file with its
+    container's secrets, until they are passed on.
     """
 
     def __init__(self, pid: int, channel: socket.socket) -> None:

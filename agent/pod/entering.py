@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ from agent.pod.census import MainProcess, Neighbours
 from agent.pod.job import dump
 from agent.pod.launcher import MAX_PACKET_BYTES
 from agent.pod.processes import ExitStatus, Interrupted, Launch, Process, StartError, settle, signal_name
+from agent.pod.stepping import MAX_SECRETS_BYTES
 
 log = structlog.get_logger("podhook.pod")
 
@@ -128,13 +130,15 @@ class EnteringLauncher:
         try:
             self._ask_to_start(dump(request))
             async with asyncio.timeout(ANSWER_SECONDS):
-                pid, outputs = await asyncio.shield(ask.started)
+                pid, (stdout, stderr, memory) = await asyncio.shield(ask.started)
+            secrets = _secrets_in(memory)
         except BaseException as error:
             self._abandon(number, ask)
             if isinstance(error, TimeoutError):
                 raise LauncherGone("the launcher did not answer") from error
             raise
-        return EnteredProcess(self, number, ask, pid, outputs, target, launch.container)
+        os.close(memory)
+        return EnteredProcess(self, number, ask, pid, [stdout, stderr], target, launch.container, secrets)
 
     def ask(self, number: int, operation: str, **more: Any) -> None:
         """Send a request about an attempt; a launcher that is gone needs none."""
@@ -230,7 +234,7 @@ class EnteringLauncher:
             self._greet(said["generation"])
             return
         ask = self._asks.get(said["id"])
-        if ask is not None and said["op"] == "started" and not ask.started.done() and len(descriptors) == 2:
+        if ask is not None and said["op"] == "started" and not ask.started.done() and len(descriptors) == 3:
             ask.started.set_result((said["pid"], descriptors))
             return
         for descriptor in descriptors:
@@ -264,7 +268,9 @@ class EnteredProcess:
         outputs: list[int],
         target: int | None,
         container: str,
+        secrets: Sequence[tuple[bytes, bytes]],
     ) -> None:
+        self.secrets = secrets
         self._launcher = launcher
         self._number = number
         self._ask = ask
@@ -322,6 +328,12 @@ class EnteredProcess:
         for descriptor in (self.stdout, self.stderr, *([self._target] if self._target is not None else [])):
             os.close(descriptor)
         self._launcher.forget(self._number)
+
+
+def _secrets_in(memory: int) -> list[tuple[bytes, bytes]]:
+    """The variables that the child left in its file in memory (`stepping`). Raises OSError."""
+    data = os.pread(memory, MAX_SECRETS_BYTES, 0)
+    return [(name, value) for name, _, value in (each.partition(b"=") for each in data.split(b"\0")) if name]
 
 
 def _note(ask: _Ask, said: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ Packets are JSON objects. From the agent, each with the attempt's `id`::
     left    n: who still lives?                     kill    n: everything it started
     forget  the attempt is over
 
-To the agent: `hello` (a new launcher is here), `started` (pid, and two descriptors), `failed` (step, errno, searched;
+To the agent: `hello` (a new launcher is here), `started` (pid, and three descriptors), `failed` (step, errno, searched;
 `begun` if the command may have run), `exited` (code or signal; `alone` if it left nothing), `left` (n, pids, or null).
 """
 
@@ -190,7 +190,7 @@ class _Launcher:
         if data.startswith(b"{"):
             said = json.loads(data)
             self._failed(number, said["step"], said["errno"], said["searched"], begun=False)
-        elif not data and len(attempt.outputs) == 2:
+        elif not data and len(attempt.outputs) == kernel.MAX_DESCRIPTORS:
             attempt.channel.close()
             attempt.channel = None
             self._say({"op": "started", "id": number, "pid": attempt.pid}, attempt.outputs)

@@ -75,9 +75,14 @@ class Interrupted(Exception):  # noqa: N818 (an outcome's name)
 
 
 class Process(Protocol):
-    """A command that was started. `pid` is also its process group."""
+    """A command that was started. `pid` is also its process group.
+
+    `secrets` are variables of its container that must not be seen in what is said (name, value): those that the
+    launch did not tell.
+    """
 
     pid: int
+    secrets: Sequence[tuple[bytes, bytes]]
     stdout: int
     stderr: int
 
@@ -163,6 +168,7 @@ class LocalProcess:
         closed: Callable[[int], None],
     ) -> None:
         self._popen = process
+        self.secrets: Sequence[tuple[bytes, bytes]] = ()
         self._closed = closed
         self._pid = self.pid = process.pid
         self._pidfd = pidfd

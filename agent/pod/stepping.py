@@ -15,6 +15,7 @@ import resource
 import signal
 import stat
 
+from agent.contract.secret_names import holds_secret
 from agent.pod import kernel
 from agent.pod.job import MAX_ID_DIGITS, MINIMAL_PATH, NO_ID, Job, parse_job, parse_user
 from agent.pod.offspring import bear, read_all
@@ -24,6 +25,10 @@ from agent.pod.target import NO_ERRNO, Own, StepError, Target, attempt, environ_
 TELL = 3
 MAX_JOB_BYTES = 256 * 1024
 MAX_SEARCHED_BYTES = 1024
+#: Of the container's variables that are secrets. More is refused: what is not known cannot be kept out of what is said,
+#: and what is known is looked for in every byte of the output.
+MAX_SECRETS_BYTES = 64 * 1024
+MAX_SECRETS = 128
 
 
 def wait_and_become(channel: int, own: Own) -> None:
@@ -53,7 +58,8 @@ def wait_and_become(channel: int, own: Own) -> None:
 def become(job: Job, own: Own) -> None:
     """Step into the container and execute; never comes back when all is well.
 
-    Nothing is open but the standard three and TELL, over which the read ends of the output are handed.
+    Nothing is open but the standard three and TELL, over which the read ends of the output are handed, and a file in
+    memory with those variables of the container that are secrets, so that the agent can keep them out of what it says.
 
     Raises:
         StepError: which step failed, and why.
@@ -62,14 +68,15 @@ def become(job: Job, own: Own) -> None:
     bear(job.mark)
     null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     inherited: list[tuple[bytes, bytes]] = []
+    secrets: list[tuple[bytes, bytes]] = []
     if job.container is None:
         target = Target(own.command_uid, own.command_uid, [], 0, 0o022, [])
     else:
-        target, inherited = _step_in(job, own)
+        target, inherited, secrets = _step_in(job, own)
     uid, gid = _ids(job, target, own)
     attempt("setfsuid", kernel.set_filesystem_ids, uid, gid)
     outputs = _pipes()  # as the command's user, so that it may open /dev/stdout again
-    kernel.send_descriptors(TELL, b"about to execute", [outputs[0], outputs[2]])
+    kernel.send_descriptors(TELL, b"about to execute", [outputs[0], outputs[2], _in_memory(secrets)])
     environment = dict(inherited)
     environment.update(job.environment)
     for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
@@ -88,7 +95,8 @@ def become(job: Job, own: Own) -> None:
         raise StepError("execve", errno.EINVAL) from None
 
 
-def _step_in(job: Job, own: Own) -> tuple[Target, list[tuple[bytes, bytes]]]:
+def _step_in(job: Job, own: Own) -> tuple[Target, list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]:
+    """Who the container's main process is, what its command inherits, and which of its variables are secrets."""
     flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     process = attempt("open /proc/PID", os.open, f"/proc/{job.pid}", flags)
     if os.fstat(process).st_dev != own.proc_device:
@@ -103,13 +111,16 @@ def _step_in(job: Job, own: Own) -> tuple[Target, list[tuple[bytes, bytes]]]:
     if ours != theirs:
         raise StepError("identity: another user namespace")
     inherited = [(b"PATH", MINIMAL_PATH), (b"HOME", b"/")]
-    if job.inherit:
-        try:
-            inherited = environ_of(process)
-        except StepError:
-            identify(process, job, own)  # of one that has just ended it reads as empty
-            if not job.fallback:
-                raise
+    secrets: list[tuple[bytes, bytes]] = []
+    try:
+        whole = environ_of(process)
+        secrets = [pair for pair in whole if holds_secret(*pair)]
+        if job.inherit:
+            inherited = whole
+    except StepError:
+        identify(process, job, own)  # of one that has just ended it reads as empty
+        if job.inherit and not job.fallback:
+            raise
     attempt("fchdir", os.fchdir, root)
     attempt("chroot", os.chroot, ".")
     try:
@@ -118,7 +129,7 @@ def _step_in(job: Job, own: Own) -> tuple[Target, list[tuple[bytes, bytes]]]:
         os.chdir("/")
     for descriptor in (process, root, cwd):  # before anything is opened by a name
         os.close(descriptor)
-    return target, inherited
+    return target, inherited, secrets
 
 
 def _share_oom_score(process: int) -> None:
@@ -202,6 +213,17 @@ def _execute(argv: list[bytes], environment: dict[bytes, bytes]) -> None:
                 if error.errno != errno.EACCES:
                     break
     raise StepError("execve", worst, search[:MAX_SEARCHED_BYTES].decode(errors="replace"))
+
+
+def _in_memory(secrets: list[tuple[bytes, bytes]]) -> int:
+    """A file in memory, `name=value` and NUL each, for the agent alone: it is closed before execve."""
+    data = b"".join(name + b"=" + value + b"\0" for name, value in secrets)
+    if len(data) > MAX_SECRETS_BYTES or len(secrets) > MAX_SECRETS:
+        raise StepError("environment: too many secrets", errno.E2BIG)
+    descriptor = attempt("memfd_create", os.memfd_create, "secrets", os.MFD_CLOEXEC)
+    if attempt("memfd_create", os.write, descriptor, data) != len(data):
+        raise StepError("memfd_create", errno.ENOSPC)
+    return descriptor
 
 
 def _pipes() -> tuple[int, int, int, int]:

@@ -40,12 +40,13 @@ from agent.pod.kubernetes import OwnPod
 from agent.pod.processes import LocalLauncher, reap_strays
 from agent.pod.supervisor import AGENT_UID, COMMAND_UID
 from agent.sidecar.attempts import Attempts
+from agent.sidecar.audit import OFF, OFF_PROBLEM, Audit, open_sink, problem_of
 from agent.sidecar.health import Health, serving_health
 from agent.sidecar.inbox import InvalidTrigger, open_command
 from agent.sidecar.policy import PolicyFile
 from agent.sidecar.presence import PresenceFacts, PresenceKeeper
 from agent.sidecar.runner import Runner, RunnerOptions
-from agent.sidecar.settings import AgentSettings, command_environment
+from agent.sidecar.settings import AgentSettings, command_environment, own_secrets
 from agent.sidecar.trust import Signature, Trust, TrustedKeys
 from agent.sidecar.voice import Outbox, Voice
 
@@ -105,6 +106,8 @@ class Agent:
         self._trusted_keys = TrustedKeys(settings.trusted_keys) if settings.trusted_keys else None
         self._policy = PolicyFile(settings.policy)
         self._fallback_birth = now()
+        self._audit = Audit(self._identity, open_sink(settings.audit), now, self._audit_failed)
+        self._loop = asyncio.get_running_loop()
         self._presence = PresenceKeeper(
             self._identity,
             self._topics,
@@ -134,9 +137,14 @@ class Agent:
             self._problem("unsigned", UNSIGNED_PROBLEM)
         if settings.agent_key is None:
             log.warning("agent.says_unsigned", effect="nobody can verify outcomes and presence; set PODHOOK_AGENT_KEY")
-        async with serving_health(settings.health_port, self._health) as why_not:
-            self._problem("health", why_not)
-            await self._live(stop)
+        if settings.audit == OFF:
+            self._problem("audit", OFF_PROBLEM)
+        try:
+            async with serving_health(settings.health_port, self._health) as why_not:
+                self._problem("health", why_not)
+                await self._live(stop)
+        finally:
+            self._audit.close()  # all else has ended, and no thread that a name look-up hangs in is asked for it
         log.info("agent.stopped")
 
     async def _live(self, stop: asyncio.Event) -> None:
@@ -225,6 +233,8 @@ class Agent:
                 http_verify_pod=settings.http_verify_pod,
                 http_verify_host=settings.http_verify_host,
                 http_ca_file=settings.http_ca_file,
+                secrets_dir=settings.secrets_dir,
+                secrets=own_secrets(),
             ),
             now=self._now,
             policy=self._policy.current,
@@ -241,6 +251,7 @@ class Agent:
             journal_failed=self._journal_failed,
             journal_broken=lambda: self._journal_error,
             journal_full=self._journal_full,
+            audit=self._audit,
         )
         return attempts, outbox
 
@@ -329,11 +340,19 @@ class Agent:
             attempts.refuse_invalid(error)
         except Unverified as error:
             log.warning("command.refused", code=error.code, error=str(error))
+            self._audit.unverified(delivery.payload, error.code, str(error))
         except BadInput as error:
             log.warning("command.refused", code=type(error).__name__, error=str(error))
+            self._audit.unreadable(delivery.payload, type(error).__name__, str(error), delivery.oversize_bytes)
         except Exception:
             log.exception("command.crashed", topic=delivery.topic)
         delivery.ack()
+
+    def _audit_failed(self, why: str | None) -> None:
+        """Called by the audit's own thread."""
+        sentence = why and problem_of(self._settings.audit, why)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+            self._loop.call_soon_threadsafe(self._problem, "audit", sentence)
 
     # -- the journal and the files
 
@@ -372,6 +391,7 @@ class Agent:
             await asyncio.sleep(LOOK_SECONDS)
             await self._look_around()
             self._look_at_files()
+            self._audit.settle()
             if isinstance(self._launcher, LocalLauncher):
                 reap_strays(self._launcher.running)
             if self._journal_error is not None:

@@ -37,6 +37,7 @@ from agent.journal import Entry, Journal, JournalThread, Said
 from agent.pod.identity import Identity
 from agent.sidecar import admission
 from agent.sidecar.answers import Answers
+from agent.sidecar.audit import Audit
 from agent.sidecar.executions import Executions
 from agent.sidecar.inbox import Command, InvalidTrigger
 from agent.sidecar.recovery import recover
@@ -75,6 +76,7 @@ class Attempts:
     journal_failed: Callable[[JournalUnavailable], None]
     journal_broken: Callable[[], JournalUnavailable | None]
     journal_full: Callable[[JournalFull], None]
+    audit: Audit
     stopping: bool = False
     _replies: Replies = field(init=False)
     _answers: Answers = field(init=False)
@@ -97,6 +99,7 @@ class Attempts:
             self._spawn,
             self.now,
             self.journal_failed,
+            self.audit,
         )
         at_hand = self._executions.at_hand
         self._answers = Answers(self._replies, self.journal, self.now, at_hand, self._why_unusable)
@@ -118,6 +121,7 @@ class Attempts:
                 await self._answer(data, command.voucher)
             elif isinstance(data, Renew):
                 log.warning("command.refused", type=data.TYPE, code=ErrorCode.UNSUPPORTED, trigger_id=data.trigger_id)
+                self.audit.denied(data, ErrorCode.UNSUPPORTED, who=command.voucher)
             elif data.pod_uid != self.identity.pod_uid:
                 log.warning(
                     "command.refused",
@@ -125,8 +129,10 @@ class Attempts:
                     code=ErrorCode.WRONG_POD_UID,
                     trigger_id=data.trigger_id,
                 )
+                self.audit.denied(data, ErrorCode.WRONG_POD_UID, who=command.voucher)
             elif await self._acted_before(command):
                 log.warning("command.refused", type=data.TYPE, code=ErrorCode.REPLAYED, key_id=command.voucher.kid)
+                self.audit.denied(data, ErrorCode.REPLAYED, who=command.voucher)
             elif isinstance(data, Go):
                 await self._go(data, command)
             else:
@@ -145,6 +151,7 @@ class Attempts:
                 admission.check_pod(error.address, self.identity)
             except Refusal as earlier:
                 refusal = earlier
+        self.audit.refused(error.address, error.hash, refusal.code, refusal.message, who=error.voucher)
         self._send_unrecorded(error.address, self._outcome(error.address, error.hash, refused(refusal)))
 
     async def _trigger(self, command: Command, trigger: Trigger) -> None:
@@ -160,37 +167,41 @@ class Attempts:
             if known is not None:
                 self._check_same(known.trigger_hash, command, trigger)
                 log.info("trigger.seen_before", trigger_id=trigger.trigger_id, state=known.state)
+                self.audit.repeated(trigger, command.hash, command.voucher)
                 await self._say_again(known, trigger.coordinator)
                 return
         except Refusal as refusal:
-            self._refuse_unrecorded(command.hash, trigger, refusal)
+            self._refuse_unrecorded(command, trigger, refusal)
             return
         except JournalFull as full:
             self.journal_full(full)
             reason = f"{full}; agent {self.identity} runs nothing that it cannot record: trigger again later"
-            self._refuse_unrecorded(command.hash, trigger, Refusal(ErrorCode.JOURNAL_FULL, reason))
+            self._refuse_unrecorded(command, trigger, Refusal(ErrorCode.JOURNAL_FULL, reason))
             return
         except JournalUnavailable as unavailable:
             error = self._why_unusable(unavailable)
             if trigger.trigger_id in self._admitted:
+                self.audit.repeated(trigger, command.hash, command.voucher)
                 return  # it ran here, or does: its outcome is said when the journal can be read again
             await self._mark_refused(trigger.issued_at)
             if trigger.issued_at < self._started_at:
                 reason = f"{error}; what ran here before agent {self.identity} was started cannot be looked up"
-                self._refuse_unrecorded(command.hash, trigger, Refusal(ErrorCode.BEFORE_JOURNAL, reason))
+                self._refuse_unrecorded(command, trigger, Refusal(ErrorCode.BEFORE_JOURNAL, reason))
                 return
             reason = (
                 f"{error}; agent {self.identity} runs nothing that it cannot record: mend the disk, then trigger again"
             )
-            self._refuse_unrecorded(command.hash, trigger, Refusal(ErrorCode.JOURNAL_UNAVAILABLE, reason))
+            self._refuse_unrecorded(command, trigger, Refusal(ErrorCode.JOURNAL_UNAVAILABLE, reason))
             return
         if outcome is not None:
             self._log_refused(trigger, outcome)
+            self._audit_refused(command, trigger, outcome)
             self._spawn(self.outbox.send(trigger.coordinator, outcome), f"refusal {trigger.trigger_id}")
         elif isinstance(prepared, Prepared):
             self._admitted[trigger.trigger_id] = None
             if len(self._admitted) > MAX_ADMITTED:
                 del self._admitted[next(iter(self._admitted))]
+            self.audit.accepted(trigger, command.hash, prepared, command.voucher)
             self._executions.begin(trigger, command.hash, command.voucher.kid, prepared)
 
     async def _prepare(self, trigger: Trigger) -> Prepared | Refusal:
@@ -247,6 +258,7 @@ class Attempts:
         if live is not None:
             self._check_same(live.hash, command, trigger)
             log.info("trigger.seen_before", trigger_id=trigger.trigger_id, state=live.state)
+            self.audit.repeated(trigger, command.hash, command.voucher)
             kind = Ready if live.waits else Accepted
             again = self._replies.reply(kind, trigger, live.hash)
             await self.voice.chat(trigger.coordinator, trigger.run_id, again)
@@ -255,6 +267,7 @@ class Attempts:
         if unwritten is not None:
             _, outcome = unwritten
             self._check_same(outcome.trigger_hash, command, trigger)
+            self.audit.repeated(trigger, command.hash, command.voucher)
             self._spawn(self.outbox.send(trigger.coordinator, outcome, recorded=False), f"again {trigger.trigger_id}")
         return unwritten is not None
 
@@ -292,7 +305,7 @@ class Attempts:
     async def _go(self, go: Go, command: Command) -> None:
         live = self._executions.live.get(go.trigger_id)
         if live is not None and not command.voucher.may_end(live.kid):
-            _log_not_theirs(go, command)
+            self._not_theirs(go, command)
             return
         if live is None or not live.waits or live.stop.reason is not None:
             log.info("go.ignored", trigger_id=go.trigger_id, reason="not waiting for it")
@@ -300,6 +313,7 @@ class Attempts:
         if self.now() > go.start_by:
             live.expired = f"go was to start it by {go.start_by.isoformat()}, it is {self.now().isoformat()} here"
             live.stop.set(StopReason.TIMED_OUT)
+            self.audit.denied(go, ErrorCode.EXPIRED, live.expired, command.voucher)
             return
         try:
             await self.journal.call(Journal.start, go.run_id, go.attempt, self.now(), _said(command))
@@ -308,16 +322,20 @@ class Attempts:
             return
         live.start_by = go.start_by
         live.go.set()
+        self.audit.obeyed(go, "started", command.voucher)
 
     async def _cancel_or_release(self, data: Cancel | Release, command: Command) -> None:
         voucher, said = command.voucher, _said(command)
         if isinstance(data, Cancel):  # needs no journal: a broken disk must not keep it alive
             meant = self._executions.up_to(data)
             for live in meant:
-                if voucher.may_end(live.kid):
-                    live.stop.set(StopReason.CANCELLED)
+                if not voucher.may_end(live.kid):
+                    continue
+                if live.stop.reason is None:
+                    self.audit.obeyed(data, "stopped", voucher, stopped_attempt=live.trigger.attempt)
+                live.stop.set(StopReason.CANCELLED)
             if any(not voucher.may_end(live.kid) for live in meant):
-                _log_not_theirs(data, command)
+                self._not_theirs(data, command)
             if data.trigger_id in self._executions.live:
                 if said is not None:
                     await self.journal.call(Journal.note, said)
@@ -330,9 +348,11 @@ class Attempts:
                 Journal.tombstone, data.run_id, data.attempt, data.deadline, self.now(), binds, said
             )
             log.info("attempt.tombstoned", trigger_id=data.trigger_id, by=data.TYPE)
+            if not memory.tombstoned:
+                self.audit.obeyed(data, "tombstoned", voucher)
             return
         if not voucher.may_end(known.kid):
-            _log_not_theirs(data, command)
+            self._not_theirs(data, command)
             return
         if isinstance(data, Release):  # no guard was ever armed here, so there is nothing to release
             return
@@ -340,10 +360,26 @@ class Attempts:
 
     async def _answer(self, query: Query, voucher: Voucher) -> None:
         report = await self._answers.to(query, voucher)
+        if query.settle and report.tombstoned:
+            self.audit.obeyed(query, "tombstoned", voucher)
         if len(self._tasks) < MAX_TASKS:
             self._spawn(self.voice.report(query.coordinator, report), f"report {query.query_id}")
         else:
             log.warning("report.dropped", query_id=query.query_id, tasks=len(self._tasks), next="it is asked again")
+
+    def _not_theirs(self, data: Go | Cancel | Release, command: Command) -> None:
+        """Another key began what a command speaks of."""
+        why = "another key began it; only that one or an operator's may speak of it"
+        voucher = command.voucher
+        log.warning(
+            "command.refused",
+            type=data.TYPE,
+            code=ErrorCode.KEY_NOT_ALLOWED,
+            trigger_id=data.trigger_id,
+            key_id=voucher.kid,
+            error=why,
+        )
+        self.audit.denied(data, ErrorCode.KEY_NOT_ALLOWED, why, who=voucher)
 
     def _why_unusable(self, error: JournalUnavailable) -> JournalUnavailable:
         """Pass on that the journal failed; returns the first cause, not that it is closed since."""
@@ -363,7 +399,7 @@ class Attempts:
         """
         await self._executions.write_down()
         ours = ChainMap[str, Any](self._executions.live, self._executions.unwritten, self._admitted)
-        await recover(self.journal, self._replies, self.now, ours)
+        await recover(self.journal, self._replies, self.now, ours, self.audit)
 
     async def raise_floor(self) -> None:
         """What was refused without a record while the journal failed must not turn into a yes.
@@ -414,9 +450,10 @@ class Attempts:
     def _outcome(self, trigger: TriggerAddress, trigger_hash: str, result: Result) -> OutcomeMessage:
         return self._replies.outcome(trigger.run_id, trigger.attempt, trigger_hash, result)
 
-    def _refuse_unrecorded(self, trigger_hash: str, trigger: TriggerAddress, refusal: Refusal) -> None:
-        outcome = self._outcome(trigger, trigger_hash, refused(refusal))
+    def _refuse_unrecorded(self, command: Command, trigger: Trigger, refusal: Refusal) -> None:
+        outcome = self._outcome(trigger, command.hash, refused(refusal))
         self._log_refused(trigger, outcome)
+        self._audit_refused(command, trigger, outcome)
         self._send_unrecorded(trigger, outcome)
 
     def _send_unrecorded(self, trigger: TriggerAddress, outcome: OutcomeMessage) -> None:
@@ -426,6 +463,10 @@ class Attempts:
             self._spawn(sending, f"refusal {trigger.trigger_id}")
         else:
             self.outbox.keep(trigger.coordinator, outcome)
+
+    def _audit_refused(self, command: Command, trigger: Trigger, outcome: OutcomeMessage) -> None:
+        code, reason = (outcome.error.code, outcome.error.message) if outcome.error else ("", "")
+        self.audit.refused(trigger, command.hash, code, reason, who=command.voucher)
 
     @staticmethod
     def _log_refused(trigger: TriggerAddress, outcome: OutcomeMessage) -> None:
@@ -439,17 +480,6 @@ def _said(command: Command) -> Said | None:
     if command.expires is None or not command.voucher.kid:
         return None
     return Said(command.voucher.kid, command.event_id, command.expires)
-
-
-def _log_not_theirs(data: Go | Cancel | Release, command: Command) -> None:
-    log.warning(
-        "command.refused",
-        type=data.TYPE,
-        code=ErrorCode.KEY_NOT_ALLOWED,
-        trigger_id=data.trigger_id,
-        key_id=command.voucher.kid,
-        error="another key began it; only that one or an operator's may speak of it",
-    )
 
 
 def above(issued_at: datetime, now: datetime) -> datetime:

@@ -12,7 +12,6 @@ from typing import Protocol
 import structlog
 
 from agent.actions.stop import Stop, StopReason
-from agent.contract.actions import Action
 from agent.contract.errors import ErrorCode, IllegalMove, JournalUnavailable, Refusal
 from agent.contract.messages import (
     HEARTBEAT_SECONDS,
@@ -30,6 +29,7 @@ from agent.contract.messages import (
 from agent.contract.outcomes import failure, without_output
 from agent.contract.states import AttemptState, Outcome
 from agent.journal import Journal, JournalThread
+from agent.sidecar.audit import Audit
 from agent.sidecar.replies import Replies, refused
 from agent.sidecar.runner import Prepared, Runner
 from agent.sidecar.voice import Outbox, Voice
@@ -81,6 +81,7 @@ class Executions:
     spawn: Spawn
     now: Callable[[], datetime]
     journal_failed: Callable[[JournalUnavailable], None]
+    audit: Audit
     live: dict[str, Live] = field(default_factory=dict)
     unwritten: dict[str, tuple[Trigger, OutcomeMessage]] = field(default_factory=dict)
 
@@ -204,7 +205,7 @@ class Executions:
         """Said while the action runs: it is chatter, and the action shall not wait for it."""
         trigger = live.trigger
         await asyncio.sleep(0)  # the action asks for its start first
-        log.info("attempt.started", trigger_id=trigger.trigger_id, hook=trigger.name, **_what(live.prepared.action))
+        log.info("attempt.started", trigger_id=trigger.trigger_id, hook=trigger.name, **_what(live.prepared))
         if not trigger.wait_for_go:
             await self.voice.chat(trigger.coordinator, trigger.run_id, self._reply(Accepted, live))
         await self.voice.chat(trigger.coordinator, trigger.run_id, self._reply(Started, live, at=at))
@@ -221,6 +222,7 @@ class Executions:
         trigger = live.trigger
         outcome = self.replies.outcome(trigger.run_id, trigger.attempt, live.hash, result)
         recorded = await self._record(trigger, outcome)
+        self.audit.ended(outcome, trigger.name)
         # A task of its own: the attempt has ended, whether the broker listens or not.
         self.spawn(self.outbox.send(trigger.coordinator, outcome, recorded=recorded), f"outcome {trigger.trigger_id}")
         await asyncio.sleep(0)  # the outcome leaves first
@@ -255,8 +257,9 @@ class Executions:
         return [live.task for live in self.live.values() if live.task is not None]
 
 
-def _what(action: Action) -> dict[str, str]:
+def _what(prepared: Prepared) -> dict[str, str]:
     """What is said of an action in a log: its kind, and argv[0] of a command."""
+    action = prepared.action
     if action.exec_ is not None:
-        return {"action": "exec", "program": action.exec_.command[0]}
+        return {"action": "exec", "program": prepared.redactor.text(action.exec_.command[0])}
     return {"action": action.kind}

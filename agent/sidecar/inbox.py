@@ -23,7 +23,7 @@ from agent.contract.messages import (
 )
 from agent.contract.strict_json import parse
 from agent.pod.identity import Identity
-from agent.sidecar.trust import Trust, Voucher
+from agent.sidecar.trust import ANYBODY, Trust, Voucher
 
 _KINDS = Kinds.of(*COMMANDS)
 
@@ -48,11 +48,14 @@ class Command:
 class InvalidTrigger(MalformedMessage):
     """A trigger that cannot be understood, or is not vouched for, from a sender who can be told so."""
 
-    def __init__(self, code: ErrorCode, reason: str, address: TriggerAddress, trigger_hash: str) -> None:
+    def __init__(
+        self, code: ErrorCode, reason: str, address: TriggerAddress, trigger_hash: str, voucher: Voucher = ANYBODY
+    ) -> None:
         super().__init__(reason)
         self.code = code
         self.address = address
         self.hash = trigger_hash
+        self.voucher = voucher
 
 
 def open_command(

@@ -13,13 +13,16 @@ from agent.contract.outcomes import failure
 from agent.contract.states import AttemptState, Outcome
 from agent.journal import Entry, Journal, JournalThread
 from agent.pod.processes import kill_left_over
+from agent.sidecar.audit import Audit
 from agent.sidecar.replies import Replies, refused
 from agent.sidecar.runner import mark_of
 
 log = structlog.get_logger("podhook.attempts")
 
 
-async def recover(journal: JournalThread, replies: Replies, now: Callable[[], datetime], alive: Container[str]) -> None:
+async def recover(
+    journal: JournalThread, replies: Replies, now: Callable[[], datetime], alive: Container[str], audit: Audit
+) -> None:
     """End every attempt that the journal has as unfinished, except those in `alive` (trigger ids).
 
     What was running is interrupted, and what it left running is ended; what waited for go certainly did not run.
@@ -40,6 +43,7 @@ async def recover(journal: JournalThread, replies: Replies, now: Callable[[], da
             await journal.call(Journal.finish, entry.run_id, entry.attempt, outcome, now())
         except IllegalMove:  # it ended while we looked
             continue
+        audit.ended(outcome, entry.name, recovered=True)
         log.warning("attempt.recovered", trigger_id=trigger_id, outcome=outcome.outcome)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -19,13 +19,16 @@ from agent.actions.tcp import run_tcp
 from agent.contract.actions import Action
 from agent.contract.errors import ErrorCode, Refusal
 from agent.contract.messages import Result, Trigger
-from agent.contract.outcomes import failure
+from agent.contract.outcomes import failure, redacted
+from agent.contract.redaction import Redactor
 from agent.contract.states import Outcome
 from agent.pod.containers import Containers
 from agent.pod.job import MINIMAL_PATH
 from agent.pod.processes import MARK_VARIABLE, Launcher
 from agent.sidecar.policy import Asked, Policy, judge
 from agent.sidecar.policy.judge import NO_POLICY, hook_action, judge_redirect
+from agent.sidecar.redaction import secrets_of_action, secrets_of_params
+from agent.sidecar.secret_files import with_secrets
 
 if TYPE_CHECKING:
     from agent.actions.http import HttpOptions
@@ -35,7 +38,10 @@ log = structlog.get_logger("podhook.runner")
 
 @dataclass(frozen=True, slots=True)
 class RunnerOptions:
-    """How actions are run here. `http_*` are as in the settings of the agent."""
+    """How actions are run here. `http_*` and `secrets_dir` are as in the settings of the agent.
+
+    `secrets` tells what must never be seen, whatever runs: the agent's own.
+    """
 
     address: str
     user_agent: str
@@ -43,24 +49,28 @@ class RunnerOptions:
     http_verify_pod: bool = False
     http_verify_host: bool = True
     http_ca_file: Path | None = None
+    secrets_dir: Path | None = None
+    secrets: Sequence[bytes] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A trigger that passed every check which does nothing: its container and port are known.
 
-    `action` is what will run, also of a hook from the catalogue; `rule` is what allowed it, `reach` where it may
-    connect. All of it was judged together, and is what runs, whatever the policy says by then.
+    `action` is what will run, also of a hook from the catalogue, with the values that it had by reference; `redactor`
+    knows them. `rule` is what allowed it, `reach` where it may connect. All of it was judged together, and is what
+    runs, whatever the policy says by then.
     """
 
     trigger: Trigger
-    action: Action
+    action: Action = field(repr=False)
     container: str = ""
     own: bool = True
     port: int = 0
     rule: str = NO_POLICY
     reach: Reach = field(default_factory=Reach)
     policy: Policy | None = None
+    redactor: Redactor = field(default_factory=Redactor, repr=False)
 
 
 def mark_of(pod_uid: str, trigger_id: str) -> str:
@@ -117,7 +127,20 @@ class Runner:
         decision = judge(policy, asked)
         if decision.refusal is not None:
             raise decision.refusal
-        return Prepared(trigger, action, asked.container, own, asked.port, decision.rule, decision.reach, policy=policy)
+        action, of_files = with_secrets(action, self._options.secrets_dir)
+        of_params = secrets_of_params(hook.params) if hook is not None else []
+        redactor = Redactor([*of_files, *of_params, *secrets_of_action(action), *self._options.secrets])
+        return Prepared(
+            trigger,
+            action,
+            asked.container,
+            own,
+            asked.port,
+            decision.rule,
+            decision.reach,
+            policy=policy,
+            redactor=redactor,
+        )
 
     async def _resolved(self, trigger: Trigger, action: Action) -> tuple[Asked, bool]:
         """What the names in an action stand for here, and whether it runs in the agent's own container."""
@@ -164,6 +187,7 @@ class Runner:
             result = failure(Outcome.FAILED, ErrorCode.INTERNAL, message)
         finally:
             stop.close()
+        result = redacted(result, prepared.redactor)
         return result.model_copy(update={"started_at": started_at, "duration_seconds": time.monotonic() - begun})
 
     async def _act(self, prepared: Prepared, stop: Stop) -> Result:
@@ -202,6 +226,7 @@ class Runner:
             mark=mark,
             limit_bytes=self._limit(prepared),
             inherit=not minimal,
+            redactor=prepared.redactor,
         )
 
     def _http_options(self, prepared: Prepared) -> HttpOptions:
@@ -217,6 +242,7 @@ class Runner:
             follow=lambda method, port, path: judge_redirect(
                 prepared.policy, self._asked(prepared), method, port, path
             ),
+            redactor=prepared.redactor,
         )
 
     def _asked(self, prepared: Prepared) -> Asked:

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from agent.bus.broker import Broker, parse_broker
 from agent.contract.errors import BadInput, InvalidSettings
+from agent.contract.secret_names import secrets_of
 from agent.contract.topics import Topics, check_name
 from agent.pod.identity import Identity
 
@@ -78,6 +79,12 @@ class AgentSettings(BaseSettings):
     agent_key: Path | None = Field(
         None, description="The namespace's agent key, which signs outcomes and presence; re-read when it changes"
     )
+    secrets_dir: Path | None = Field(
+        None, description="Mounted Secrets that hooks may name with `valueFrom.file`; no file of the agent's own in it"
+    )
+    audit: str = Field(
+        "stdout", description="Where the audit goes: stdout, a file (its path), or off (then nobody knows who did what)"
+    )
     allow_unsigned: bool = Field(
         default=False, description="Run triggers that nobody signed. Whoever reaches the broker can then run commands"
     )
@@ -99,6 +106,25 @@ class AgentSettings(BaseSettings):
         namespace = check_name("PODHOOK_NAMESPACE", self.namespace)
         pod = check_name("PODHOOK_POD", self.pod or _host_name())
         return Identity(namespace, pod, self.pod_uid or _derived_uid(namespace, pod), self.pod_ip)
+
+    def check_audit(self) -> None:
+        """Raise InvalidSettings for an audit that goes nowhere by mistake."""
+        if self.audit not in ("stdout", "off") and "/" not in self.audit:
+            raise InvalidSettings(
+                f"PODHOOK_AUDIT: {self.audit!r} is neither stdout nor off nor a path; write a file as ./{self.audit}"
+            )
+
+    def check_secrets_dir(self) -> None:
+        """Raise InvalidSettings where a hook could be given one of the agent's own files by `valueFrom.file`."""
+        if self.secrets_dir is None:
+            return
+        root = self.secrets_dir.resolve()
+        for name, value in self:
+            if name != "secrets_dir" and isinstance(value, Path) and value.resolve().is_relative_to(root):
+                raise InvalidSettings(
+                    f"PODHOOK_SECRETS_DIR: {self.secrets_dir} holds PODHOOK_{name.upper()} ({value}), which hooks "
+                    "could then ask for; mount what hooks may have into a directory of its own"
+                )
 
     def topics(self) -> Topics:
         """Topic names below the root. Raises InvalidSettings for a root that cannot be used."""
@@ -149,7 +175,15 @@ def load_settings(**flags: object) -> AgentSettings:
     except RuntimeError as error:  # Path.home(): this user has no home directory
         raise InvalidSettings("PODHOOK_STATE_DIR is not set and there is no home directory; set it") from error
     wrong = []
-    for check in (settings.identity, settings.topics, settings.check_trust, settings.parsed_broker):
+    checks = (
+        settings.identity,
+        settings.topics,
+        settings.check_trust,
+        settings.parsed_broker,
+        settings.check_audit,
+        settings.check_secrets_dir,
+    )
+    for check in checks:
         try:
             check()
         except BadInput as error:
@@ -162,6 +196,11 @@ def load_settings(**flags: object) -> AgentSettings:
 def command_environment() -> dict[str, str]:
     """The environment of commands in the agent's own container: the agent's, without its own settings and secrets."""
     return {name: value for name, value in os.environ.items() if not name.upper().startswith(ENV_PREFIX)}
+
+
+def own_secrets() -> list[bytes]:
+    """Secrets in the agent's own environment, its settings included (the broker's password in PODHOOK_BROKER)."""
+    return [secret for name, value in os.environb.items() for secret in secrets_of(name, value)]
 
 
 def _default_state_dir() -> Path:

@@ -511,6 +511,7 @@ class Unkillable:
     """A launcher of one process that sits in uninterruptible sleep; only a broken disk makes a real one."""
 
     closed: int = 0
+    secrets: tuple[tuple[bytes, bytes], ...] = ()
 
     async def start(self, launch: Launch) -> Unkillable:
         self.stdout, self._out = os.pipe()
@@ -582,6 +583,7 @@ class Pliant:
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     heeds_cancellation: bool = True
     pid: int = 1 << 30
+    secrets: tuple[tuple[bytes, bytes], ...] = ()
     did: list[str] = field(default_factory=list)
 
     async def start(self, launch: Launch) -> Pliant:
@@ -772,3 +774,16 @@ async def test_after_a_timeout_a_silent_launcher_is_said_to_be_so_too(stop):
     result = await running
     assert (result.outcome, result.notes) == (Outcome.TIMED_OUT, [UNKNOWN_END])
     assert (launcher.did[:2], launcher.did[-2:]) == (["start", "terminate"], ["kill", "close"])
+
+
+# --- secrets
+
+
+@pytest.mark.parametrize("name", [b"DB_PASSWORD", b"NAME"])
+async def test_what_the_process_tells_of_its_containers_secrets_is_kept_out(stop, name):
+    launcher = Pliant(left=[], secrets=((name, b"said"),))
+    launcher.go.set()
+    launcher.ended.set_result(ExitStatus(exit_code=0))
+    result = await run_with(launcher, stop)
+    assert result.stdout.text == ("[redacted]" if name == b"DB_PASSWORD" else "said")
+    assert result.stdout.total_bytes == len(result.stdout.text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from aiohttp import web
@@ -13,6 +14,7 @@ from agent.actions.http import HttpOptions, run_http
 from agent.actions.stop import Stop, StopReason
 from agent.contract.actions import FormField, HttpGetAction, HttpHeader, HttpPostAction
 from agent.contract.errors import ErrorCode
+from agent.contract.redaction import Redactor
 from agent.contract.states import Outcome
 
 OPTIONS = HttpOptions(user_agent="podhook/1")
@@ -503,3 +505,18 @@ def test_aiohttp_is_not_imported_before_a_request_is_made():
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "agent.actions.http" in loaded
     assert not {"aiohttp", "yarl", "multidict"} & set(loaded)
+
+
+# --- secrets
+
+
+@pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.parametrize("before", [0, 230, 245, 250, 1000])
+async def test_no_part_of_a_secret_is_shown_wherever_the_body_is_cut(serve, run, status, before):
+    secret = b"correct-horse-battery-staple"
+    server = await serve(answer(status, b"." * before + secret))
+    options = replace(OPTIONS, redactor=Redactor([secret]), body_limit_bytes=before + 12)
+    result = await run(server.port, options=options)
+    assert result.stdout.text.startswith("." * before + "[redacted]")
+    said = result.model_dump_json()
+    assert not any(secret[at : at + 4].decode() in said for at in range(len(secret) - 3))

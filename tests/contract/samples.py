@@ -50,7 +50,7 @@ FREEZE = Action.model_validate(
         "exec": {
             "command": ["/bin/sh", "-c", 'mysql -e "SET GLOBAL super_read_only = ON;" # größer'],
             "user": "mysql",
-            "env": [{"name": "LANG", "value": "C"}],
+            "env": [{"name": "LANG", "value": "C"}, {"name": "MYSQL_PWD", "valueFrom": {"file": "mysql/password"}}],
             "environment": "minimal",
         },
         "containerName": "mysql",
@@ -69,7 +69,11 @@ NOTIFY = Action.model_validate(
             "port": "web",
             "path": "/demo?a=b",
             "scheme": "HTTPS",
-            "httpHeaders": [{"name": "X-Run", "value": "1"}, {"name": "X-Run", "value": "2"}],
+            "httpHeaders": [
+                {"name": "X-Run", "value": "1"},
+                {"name": "X-Run", "value": "2"},
+                {"name": "Authorization", "valueFrom": {"file": "http-token"}},
+            ],
             "body": '{"name": "john doe"}',
             "form": [{"key": "age", "values": ["28", "29"]}],
         },

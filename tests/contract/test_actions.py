@@ -179,7 +179,13 @@ def test_repeated_headers_and_form_keys_keep_their_order():
         ({"command": ["a"], "env": [{"name": "A=B", "value": ""}]}, "exec.env.0.name"),
         ({"command": ["a"], "env": [{"name": "", "value": ""}]}, "exec.env.0.name"),
         ({"command": ["a"], "env": [{"name": "A", "value": "\0"}]}, "exec.env.0.value"),
-        ({"command": ["a"], "env": [{"name": "A", "valueFrom": {}}]}, "exec.env.0.valueFrom"),
+        ({"command": ["a"], "env": [{"name": "A", "valueFrom": {}}]}, "exec.env.0.valueFrom.file"),
+        ({"command": ["a"], "env": [{"name": "A", "value": "b", "valueFrom": {"file": "c"}}]}, "exec.env.0.valueFrom"),
+        ({"command": ["a"], "env": [{"name": "A", "valueFrom": {"file": "../key"}}]}, "exec.env.0.valueFrom.file"),
+        (
+            {"command": ["a"], "env": [{"name": "A", "valueFrom": {"secretKeyRef": {}}}]},
+            "exec.env.0.valueFrom.secretKeyRef",
+        ),
         ({"command": ["a"], "tty": True}, "exec.tty"),
     ],
 )

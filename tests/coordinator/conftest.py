@@ -113,6 +113,7 @@ class Fleet:
             "pod_uid": f"uid-{namespace}-{pod}",
             "labels_file": home / "labels",
             "state_dir": home / "state",
+            "audit": str(home / "audit"),
             "allow_unsigned": True,
             "grace_seconds": 0,
             **more,

@@ -86,11 +86,13 @@ class FakeLauncher:
             return True
         return False
 
-    def started(self, number: int, pid: int = 4711) -> tuple[int, int]:
+    def started(self, number: int, pid: int = 4711, secrets: bytes = b"") -> tuple[int, int]:
         """Say that a command runs; returns the ends that it would write to."""
         out, err = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
-        self.say(out[0], err[0], op="started", id=number, pid=pid)
-        for descriptor in (out[0], err[0]):
+        memory = os.memfd_create("secrets")
+        os.write(memory, secrets)
+        self.say(out[0], err[0], memory, op="started", id=number, pid=pid)
+        for descriptor in (out[0], err[0], memory):
             os.close(descriptor)
         return out[1], err[1]
 
@@ -173,6 +175,16 @@ async def test_a_start_names_the_main_process_and_hands_over_what_was_asked_for(
         assert (os.read(reading, 9), os.get_inheritable(reading)) == (b"said", False)
     process.close()
     assert await launcher.hear() == {"op": "forget", "id": 1}
+
+
+async def test_the_containers_secrets_come_along_and_no_descriptor_of_them_stays(launcher):
+    starting = asyncio.create_task(launcher.agent.start(command()))
+    number = (await launcher.hear())["id"]
+    for descriptor in launcher.started(number, secrets=b"MYSQL_PWD=a=b\nc\0TOKEN=\xff\0"):
+        os.close(descriptor)
+    process = await starting
+    assert process.secrets == [(b"MYSQL_PWD", b"a=b\nc"), (b"TOKEN", b"\xff")]
+    process.close()
 
 
 async def test_in_the_agents_own_container_nothing_is_entered(launcher):
@@ -276,9 +288,9 @@ async def test_what_is_said_of_nobody_is_let_go(launcher):
     process.close()
 
 
-@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("count", [0, 1, 2])
 @pytest.mark.usefixtures("silence")
-async def test_a_start_without_its_two_outputs_is_none(launcher, count):
+async def test_a_start_without_its_outputs_and_the_containers_secrets_is_none(launcher, count):
     starting = asyncio.create_task(launcher.agent.start(command()))
     request = await launcher.hear()
     reading, writing = os.pipe()

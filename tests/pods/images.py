@@ -47,7 +47,8 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 AGENT_SOURCES = (
     "Dockerfile",
     ".dockerignore",
-    "constraints.txt",
+    "requirements/image.txt",
+    "requirements/build.txt",
     "pyproject.toml",
     "README.md",
     "LICENSE",

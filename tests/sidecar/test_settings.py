@@ -38,6 +38,8 @@ GIVEN = {
     "http_verify_pod": ("true", True),
     "http_verify_host": ("false", False),
     "http_ca_file": ("/run/http-ca", Path("/run/http-ca")),
+    "secrets_dir": ("/run/secrets", Path("/run/secrets")),
+    "audit": ("/var/log/podhook", "/var/log/podhook"),
     "allow_unsigned": ("1", True),
     "policy": ("/etc/podhook/policy.yaml", Path("/etc/podhook/policy.yaml")),
     "health_port": ("8686", 8686),
@@ -124,6 +126,7 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch):
             "PODHOOK_OUTPUT_LIMIT_BYTES: '65537': Input should be less than",
         ),
         ("HTTP_VERIFY_HOST", "maybe", "PODHOOK_HTTP_VERIFY_HOST: 'maybe': Input should be a valid boolean"),
+        ("AUDIT", "stdot", "PODHOOK_AUDIT: 'stdot' is neither stdout nor off nor a path; write a file as ./stdot"),
         ("ALLOW_UNSIGNED", "on please", "PODHOOK_ALLOW_UNSIGNED: 'on please': Input should be a valid boolean"),
         ("LOG_FORMAT", "xml", "PODHOOK_LOG_FORMAT: 'xml': Input should be 'auto', 'json' or 'console'"),
         ("LOG_LEVEL", "loud", "PODHOOK_LOG_LEVEL: 'loud': Input should be 'debug', 'info', 'warning' or 'error'"),
@@ -136,6 +139,17 @@ def test_an_error_names_the_variable_the_value_and_the_rule(monkeypatch, name, v
         assert says in error()
     else:
         assert says in error(**{name.lower(): value})
+
+
+@pytest.mark.parametrize("name", ["BROKER_PASSWORD_FILE", "STATE_DIR", "POD_FILE"])
+def test_no_file_of_the_agents_own_lies_where_hooks_may_read(monkeypatch, tmp_path, name):
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "secrets")
+    monkeypatch.setenv("PODHOOK_SECRETS_DIR", str(tmp_path / "link"))
+    monkeypatch.setenv("PODHOOK_STATE_DIR", str(tmp_path / "state"))
+    load_settings()
+    monkeypatch.setenv(f"PODHOOK_{name}", str(tmp_path / "secrets" / "it"))
+    assert f"holds PODHOOK_{name} ({tmp_path}/secrets/it)" in error()
 
 
 def test_every_wrong_variable_is_named_at_once(monkeypatch):
