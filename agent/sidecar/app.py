@@ -272,7 +272,7 @@ class Agent:
             will=self._presence.will,
             session_expiry_seconds=SESSION_EXPIRY_SECONDS,
             receive_maximum=RECEIVE_MAXIMUM,
-            payload_limit_bytes=MAX_COMMAND_BYTES,
+            packet_limit_bytes=MAX_COMMAND_BYTES,
         )
 
     def _health(self) -> Health:
