@@ -29,7 +29,7 @@ def announced(size: int, topic: bytes = b"x", *, v5: bool) -> bytes:
 class Hostile:
     """The fake broker. `v5`: whether it speaks MQTT 5 (and only that), else 3.1.1 (and only that).
 
-    After the first SUBACK it writes `front`, then `chunk` for ever until the client hangs up (nothing more if `chunk` is
+    After the first SUBACK it writes `front`, then `chunk` for ever until the client hangs up (nothing if `chunk` is
     empty), `pause_seconds` between two. What clients said is kept in `heard`: (first byte, body); `connections` counts
     them, `left` those that ended.
     """

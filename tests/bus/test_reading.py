@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from agent.bus import reading
 from agent.bus.broker import parse_broker
 from agent.bus.link import Link
-from agent.bus.reading import THROWN_AWAY_BYTES, UNFINISHED_SECONDS, UnreadablePacketError, PacketTooLargeError, Reading
+from agent.bus.reading import THROWN_AWAY_BYTES, UNFINISHED_SECONDS, PacketTooLargeError, Reading, UnreadablePacketError
 from agent.bus.types import Delivery, Disconnected, LinkOptions
 from tests.bus.hostile import DISCONNECT, ENDLESS_BYTES, Hostile, announced
 from tests.bus.peers import next_event, until
