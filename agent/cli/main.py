@@ -8,13 +8,14 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-#: Command -> (module, what it is for). The module has a function `command`.
+#: Command -> (module, what it is for). The module has a function `command`, or a `group` of commands.
 COMMANDS = {
     "run": "Run the hooks of a file and gather one verdict each.",
     "agents": "Show which agents are there.",
     "runs": "Show the latest runs that the agents know.",
     "query": "Ask the agents what became of a run, whoever began it.",
     "cancel": "Cancel a run, whoever began it.",
+    "broker": "Issue users of the broker, and the rules of what each may do.",
     "check": "Validate a file of hooks, or a broker; explains every problem.",
     "agent": "Be an agent: the sidecar beside a database.",
     "demo": "See it work: a broker, five agents and a file of hooks, on this machine.",
@@ -33,6 +34,8 @@ class LazyGroup(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"agent.cli.{cmd_name}")
+        if hasattr(module, "group"):  # commands of its own
+            return typer.main.get_command(module.group)
         single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         single.command(cmd_name, help=module.command.__doc__, short_help=COMMANDS[cmd_name])(module.command)
         return typer.main.get_command(single)
