@@ -136,7 +136,8 @@ class Connection:
             self.abort(str(error))
             if isinstance(self._reading.broke, ssl.SSLError):
                 raise tls_error(self._reading.broke) from self._reading.broke
-            raise LinkDown(str(error) or type(error).__name__) from error
+            # What ended it says more than the library, whose next step failed for it.
+            raise LinkDown(str(self._reading.broke or error) or type(error).__name__) from error
         except BaseException as error:
             self.abort(str(error) or "given up")
             raise

@@ -39,6 +39,7 @@ class Hostile:
         self.front, self.chunk, self.pause_seconds = front, chunk, pause_seconds
         self.heard: list[tuple[int, bytes]] = []
         self.connections = 0
+        self._writers = set[asyncio.StreamWriter]()
         self.left = 0
         self.attacks_ended = 0
         self.written = 0
@@ -57,16 +58,28 @@ class Hostile:
             yield self
         finally:
             server.close()
+            await self._turns()  # who was let in at the last moment has its task by then
             serving = list(tasks)
             for task in serving:
                 task.cancel()
             await asyncio.gather(*serving, return_exceptions=True)
-            await asyncio.sleep(0)  # the sockets close in the loop's next turn
+            await self._turns()  # the sockets close in the loop's next turn
+
+    @staticmethod
+    async def _turns() -> None:
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    def cut(self) -> None:
+        """Break every connection."""
+        for writer in self._writers:
+            writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self._writers.add(writer)
         self.connections += 1
         attack: asyncio.Task[None] | None = None
         try:
@@ -88,6 +101,7 @@ class Hostile:
                         writer.write(b"\xd0\x00")
         finally:
             self.left += 1
+            self._writers.discard(writer)
             if attack is not None:
                 attack.cancel()
                 await asyncio.gather(attack, return_exceptions=True)
