@@ -6,7 +6,6 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -17,6 +16,7 @@ from tests.broker.shipped import MANIFESTS, Authority, ShippedMosquitto
 
 pytestmark = pytest.mark.broker
 
+CERTIFICATES = "mosquitto-certificates.conf"
 TOPICS = Topics()
 COMMANDS = TOPICS.commands("shop", "db-0")
 USERS = ("shop.db-0", "shop.db-1", "billing.db-0", "coordinator_nightly", "stranger")
@@ -27,7 +27,7 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ShippedMosqu
     """mosquitto-certificates.conf with three pods and a coordinator; `stranger` has a certificate and no rules."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed: apt-get install openssl")
-    broker = ShippedMosquitto(tmp_path_factory.mktemp("certified"), "mosquitto-certificates.conf")
+    broker = ShippedMosquitto(tmp_path_factory.mktemp("certified"), CERTIFICATES)
     for namespace, pod in (("shop", "db-0"), ("shop", "db-1"), ("billing", "db-0")):
         broker.issue(namespace, "--pod", pod, "--certificate")
     broker.issue("nightly", "--coordinator", "-n", "shop", "--certificate")
@@ -125,6 +125,9 @@ def _rules(name: str) -> tuple[str, str]:
 
 
 def test_the_two_configurations_differ_only_in_who_is_let_in():
-    assert _rules("mosquitto.conf")[1] == _rules("mosquitto-certificates.conf")[1]
-    lines = {name: set(Path(MANIFESTS / "mosquitto" / name).read_text().splitlines()) for name in ("mosquitto.conf",)}
-    assert {"allow_anonymous false", "tls_version tlsv1.2", "set_tcp_nodelay true"} <= lines["mosquitto.conf"]
+    assert _rules("mosquitto.conf")[1] == _rules(CERTIFICATES)[1]
+    passwords, certificates = (set(_rules(name)[0].splitlines()) for name in ("mosquitto.conf", CERTIFICATES))
+    both = {"allow_anonymous false", "allow_zero_length_clientid false", "tls_version tlsv1.2", "listener 8883"}
+    assert both <= passwords & certificates
+    bound = {"require_certificate true", "use_identity_as_username true", "use_username_as_clientid true"}
+    assert bound <= certificates

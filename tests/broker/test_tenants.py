@@ -211,3 +211,23 @@ def test_without_tls_nobody_gets_a_word(way):
     broker, protocol = way
     with pytest.raises((NotLetIn, AssertionError)):
         Raw(replace(broker.as_user("shop", protocol), tls=False))
+
+
+def test_whoever_knows_the_name_of_a_session_reads_nothing_there(way, raw):
+    """With passwords he takes it (docs/brokers.md says so); what waits and what comes is still not his to read."""
+    known = f"shop_{POD}_{uuid.uuid4().hex[:12]}"
+    queued, live, mark = word(), word(), word()
+    shop = raw("shop", known, session=True)
+    shop.subscribe(COMMANDS["shop"])
+    shop.end()
+    raw(NIGHTLY).publish(COMMANDS["shop"], queued)
+    thief = raw("billing", known, session=True)
+    raw(NIGHTLY).publish(COMMANDS["shop"], live)
+    thief.subscribe(COMMANDS["billing"])
+    raw(MONTHLY).publish(COMMANDS["billing"], mark)
+    assert thief.heard(mark)
+    bodies = [body for _, body, _ in thief.messages]
+    thief.end()
+    raw("billing", known)
+    assert live not in bodies
+    assert queued not in bodies
