@@ -280,7 +280,7 @@ class Client:
         self.presences: dict[str, list[Presence | None]] = {}
         self._agents = agents
         subscriptions = ((self.topics.replies(self.id), 1), (self.topics.presences(), 0))
-        options = LinkOptions(self.id, subscriptions, session_expiry_seconds=600, payload_limit_bytes=1024 * 1024)
+        options = LinkOptions(self.id, subscriptions, session_expiry_seconds=600, packet_limit_bytes=1024 * 1024)
         self.link = Link(parse_broker(broker_url), options)
         self._reading: asyncio.Task[None] | None = None
 

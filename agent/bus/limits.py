@@ -14,6 +14,12 @@ OLD_PROTOCOL_NOTES = (
     "MQTT 3.1.1: the broker bounds unacknowledged messages by its own setting, not by ours",
     "MQTT 3.1.1: the broker does not tell its size limit; a larger message breaks the connection",
 )
+#: Measured with mosquitto 2.0.11: a message that it keeps to itself for our Maximum Packet Size keeps its place among
+#: the unacknowledged ones until the next connection.
+UNBOUNDED_NOTE = (
+    "the broker takes larger packets than we do, and some brokers (mosquitto 2.0) hand out nothing more after a few "
+    "dozen of these, until the next connection: limit packets there, as manifests/broker/mosquitto does"
+)
 #: What a packet has around its payload: topic, properties, lengths.
 PACKET_ROOM_BYTES = 1024
 #: mosquitto's own default; with less, a run waits for acknowledgements rather than for agents.
@@ -59,5 +65,9 @@ def limits_of(
         receive_maximum=said.get("ReceiveMaximum", 65535),
         maximum_packet_bytes=packet,
         warnings=tuple(warnings),
-        notes=OLD_PROTOCOL_NOTES if protocol != "5" else (),
+        notes=OLD_PROTOCOL_NOTES if protocol != "5" else _notes(packet, options),
     )
+
+
+def _notes(packet: int | None, options: LinkOptions) -> tuple[str, ...]:
+    return (UNBOUNDED_NOTE,) if packet is None or packet > options.packet_limit_bytes else ()

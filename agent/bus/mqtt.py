@@ -6,8 +6,8 @@ What the library leaves open and this file closes (each has a test in tests/bus)
 - A publish that the broker refuses raises; one that is cancelled leaves nothing behind.
 - The session is kept over restarts; what waits in our own queue when the connection breaks is dropped,
   because the broker delivers it again.
-- Incoming messages are bounded: by Receive Maximum, by count and bytes of our queue, and by size: a body over
-  the limit is thrown away while it is read, so its memory is never needed, and it can still be acknowledged.
+- Incoming messages are bounded: by Receive Maximum, by count and bytes of our queue, by size and by time: what to do
+  with a packet over the limit is decided when it is announced, so its memory is never needed (see `reading`).
 - TCP_NODELAY, and TCP_QUICKACK re-armed: a round trip of 88 ms becomes 0.4.
 
 One connection is one client of the library: what paho keeps for a client that lost its link would otherwise
@@ -34,7 +34,7 @@ from paho.mqtt.properties import Properties
 
 from agent.bus.dial import dial, tls_error
 from agent.bus.limits import limits_of
-from agent.bus.reading import Reading
+from agent.bus.reading import PacketTooLargeError, Reading
 from agent.bus.types import Delivery, Inbox, Limits, LinkOptions, Publication
 from agent.contract.errors import BrokerRefused, BusError, LinkDown, PublishRefused
 
@@ -109,8 +109,8 @@ class Connection:
             setattr(self._paho, name, functools.partial(self._then_quickack, getattr(self._paho, name)))
         self._reading = Reading(
             self._paho._sock_recv,  # noqa: SLF001
-            payload_limit_bytes=options.payload_limit_bytes,
-            properties=v5,
+            packet_limit_bytes=options.packet_limit_bytes,
+            announced=v5,
         )
         setattr(self._paho, "_sock_recv", self._sock_recv)  # noqa: B010
 
@@ -136,7 +136,8 @@ class Connection:
             self.abort(str(error))
             if isinstance(self._reading.broke, ssl.SSLError):
                 raise tls_error(self._reading.broke) from self._reading.broke
-            raise LinkDown(str(error) or type(error).__name__) from error
+            # What ended it says more than the library, whose next step failed for it.
+            raise LinkDown(str(self._reading.broke or error) or type(error).__name__) from error
         except BaseException as error:
             self.abort(str(error) or "given up")
             raise
@@ -275,8 +276,6 @@ class Connection:
 
     def _on_message(self, _c: object, _u: object, message: paho.MQTTMessage) -> None:
         oversize, self._reading.oversize_bytes = self._reading.oversize_bytes, 0
-        if not oversize and len(message.payload) > self._options.payload_limit_bytes:
-            oversize = len(message.payload)
         payload = b"" if oversize else bytes(message.payload)
         try:
             topic = message.topic
@@ -310,7 +309,21 @@ class Connection:
             self._paho.ack(mid, qos)
 
     def _sock_recv(self, size: int) -> bytes:
-        return self._reading.read(self._paho._in_packet, size)  # noqa: SLF001
+        try:
+            return self._reading.read(self._paho._in_packet, size)  # noqa: SLF001
+        except PacketTooLargeError:
+            self._say_too_large()
+            raise
+
+    def _say_too_large(self) -> None:
+        """DISCONNECT, "packet too large" (MQTT 5, section 3.14), if it can leave at once: nobody waits for that.
+
+        Past the library, which would send it only after the connection is closed; so not into the middle of a packet.
+        """
+        sock = self._paho.socket()
+        if self._protocol == "5" and sock is not None and not self._paho._out_packet:  # noqa: SLF001
+            with contextlib.suppress(OSError):
+                cast("socket.socket", sock).send(bytes((0xE0, 1, _PACKET_TOO_LARGE)))
 
     # -- callbacks
 
@@ -358,6 +371,7 @@ class Connection:
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = self._options.session_expiry_seconds
         properties.ReceiveMaximum = self._options.receive_maximum
+        properties.MaximumPacketSize = self._options.packet_limit_bytes
         return properties
 
     @staticmethod

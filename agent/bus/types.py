@@ -64,7 +64,8 @@ class Disconnected:
 class Delivery:
     """A message that arrived. QoS 1 is delivered again until `ack` was called.
 
-    `oversize_bytes` is set when the body was over the limit and was thrown away; the payload is then empty.
+    `oversize_bytes` is set when the packet was over the limit and its body was thrown away (MQTT 3.1.1 only: with 5 the
+    broker knows the limit and delivers no such thing); the payload is then empty.
     """
 
     topic: str
@@ -94,7 +95,8 @@ class LinkOptions:
     """How one client lives on the bus.
 
     `session_expiry_seconds` 0 means that the broker forgets us with the connection. `receive_maximum` bounds
-    unacknowledged QoS 1 messages, `queue_messages` and `queue_bytes` what waits for the application.
+    unacknowledged QoS 1 messages, `queue_messages` and `queue_bytes` what waits for the application,
+    `packet_limit_bytes` a whole packet that arrives: topic, properties and body.
     """
 
     client_id: str
@@ -102,7 +104,7 @@ class LinkOptions:
     will: Callable[[], Will] | None = None
     session_expiry_seconds: int = 0
     receive_maximum: int = 64
-    payload_limit_bytes: int = 256 * 1024
+    packet_limit_bytes: int = 256 * 1024
     queue_messages: int = 20_000
     queue_bytes: int = 64 * 1024 * 1024
 

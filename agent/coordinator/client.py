@@ -16,10 +16,10 @@ import uuid_utils
 from agent.bus.broker import Broker, parse_broker
 from agent.bus.link import Link
 from agent.bus.types import Connected, Delivery, Disconnected, LinkOptions
-from agent.contract.errors import BadInput
+from agent.contract.errors import BadInput, InvalidSettings
 from agent.contract.messages import MAX_LISTED, AttemptReport, ErrorDetail, Presence, Query, check_run_id
 from agent.contract.templates import PodExecutor
-from agent.contract.topics import Topics
+from agent.contract.topics import Topics, is_level
 from agent.coordinator.calls import HookCall, why_not
 from agent.coordinator.inquiry import ask
 from agent.coordinator.picture import Picture, picture_of
@@ -52,6 +52,19 @@ CLOCK_SECONDS = 1.5
 def utc_now() -> datetime:
     """The wall clock."""
     return datetime.now(UTC)
+
+
+def _id_as(broker: Broker) -> str:
+    """The level of the topics on which answers come: the broker user, if there is one.
+
+    Rules can then say who may read there. Several coordinators of one user hear each other's answers, and leave those
+    that are not about their own runs alone.
+    """
+    try:
+        user, _ = broker.credentials()
+    except InvalidSettings:
+        user = None  # connecting says it
+    return user if user is not None and is_level(user) else f"c-{secrets.token_hex(8)}"
 
 
 class Coordinator:
@@ -96,9 +109,10 @@ class Coordinator:
         self._topics = Topics(topic_root)
         self._connect_seconds = connect_seconds
         self._now = now
-        self.id = f"c-{secrets.token_hex(8)}"
+        self.id = _id_as(self._broker)
+        # The id stands in every trigger. A client id that follows from it would let whoever reads one take the session.
         options = LinkOptions(
-            client_id=f"podhook_{self.id}",
+            client_id=f"podhook_{secrets.token_hex(12)}",
             subscriptions=((self._topics.replies(self.id), 1), (self._topics.presences(), 0)),
             receive_maximum=1000,
         )

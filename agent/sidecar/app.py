@@ -43,6 +43,7 @@ from agent.sidecar.attempts import Attempts
 from agent.sidecar.audit import OFF, OFF_PROBLEM, Audit, open_sink, problem_of
 from agent.sidecar.health import Health, serving_health
 from agent.sidecar.inbox import InvalidTrigger, open_command
+from agent.sidecar.logs import floods
 from agent.sidecar.policy import PolicyFile
 from agent.sidecar.presence import PresenceFacts, PresenceKeeper
 from agent.sidecar.runner import Runner, RunnerOptions
@@ -58,6 +59,10 @@ PRUNE_SECONDS = 600
 #: At the end, outcomes have this long to reach the broker before goodbye is said.
 FLUSH_SECONDS = 3
 RECEIVE_MAXIMUM = 64
+#: What waits for us in our own memory: more than NATS hands out before it wants an answer (1024), and 64 commands of
+#: the largest size. Of chatter at QoS 0 the rest is dropped; QoS 1 stays at the broker.
+QUEUE_MESSAGES = 4000
+QUEUE_BYTES = 16 * 1024 * 1024
 
 UNSIGNED_PROBLEM = (
     "every trigger is refused: no trusted key; set PODHOOK_TRUSTED_KEYS to the public keys of coordinators "
@@ -297,7 +302,9 @@ class Agent:
             will=self._presence.will,
             session_expiry_seconds=SESSION_EXPIRY_SECONDS,
             receive_maximum=RECEIVE_MAXIMUM,
-            payload_limit_bytes=MAX_COMMAND_BYTES,
+            packet_limit_bytes=MAX_COMMAND_BYTES,
+            queue_messages=QUEUE_MESSAGES,
+            queue_bytes=QUEUE_BYTES,
         )
 
     def _health(self) -> Health:
@@ -392,6 +399,8 @@ class Agent:
             await self._look_around()
             self._look_at_files()
             self._audit.settle()
+            for event, suppressed in floods.leftovers():
+                log.warning("log.suppressed", of=event, suppressed=suppressed)
             if isinstance(self._launcher, LocalLauncher):
                 reap_strays(self._launcher.running)
             if self._journal_error is not None:

@@ -53,8 +53,8 @@ class Audit:
     ) -> None:
         self._identity = identity
         self._now = now
-        self._strangers = Flood(clock)
-        self._known = Flood(clock)  # of their own: a flood of strangers must not hide a refusal of a trusted key
+        self._strangers = Flood(clock=clock)
+        self._known = Flood(clock=clock)  # of their own: a flood of strangers must not hide a refusal of a trusted key
         self._writer = LineWriter(sink, self._dropped, failed) if sink is not None else None
 
     # -- decisions

@@ -13,6 +13,11 @@ from typing import TextIO
 import structlog
 from structlog.typing import Processor
 
+from agent.sidecar.floods import Floods
+
+#: One for the process, as its log is.
+floods = Floods()
+
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -54,6 +59,7 @@ def configure_logging(log_format: str, level: str) -> None:
     )
     structlog.configure(
         processors=[
+            floods,
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.bus.broker import parse_broker
-from agent.bus.limits import OLD_PROTOCOL_NOTES, limits_of
+from agent.bus.limits import OLD_PROTOCOL_NOTES, UNBOUNDED_NOTE, limits_of
 from agent.bus.types import Connected, Delivery, LinkOptions
 from tests.bus.peers import SESSION, next_event, numbered, send, take, up
 
@@ -15,7 +15,7 @@ async def test_each_broker_says_what_it_cannot_keep(broker_url, topics_root):
         limits = (await next_event(link, Connected)).limits
     assert limits.protocol == broker_url.protocol
     assert limits.warnings == ()
-    assert limits.notes == (() if broker_url.protocol == "5" else OLD_PROTOCOL_NOTES)
+    assert limits.notes == ((UNBOUNDED_NOTE,) if broker_url.protocol == "5" else OLD_PROTOCOL_NOTES)
 
 
 async def test_auto_takes_mqtt_5_where_it_is_spoken(mosquitto, topics_root):
@@ -66,3 +66,12 @@ def test_what_a_broker_does_not_say_is_at_the_protocols_default():
     limits = limits_of("5", {}, LinkOptions("me", **SESSION), session_present=True, other_id=False)
     assert limits.session_present
     assert (limits.receive_maximum, limits.maximum_packet_bytes, limits.warnings) == (65535, None, ())
+
+
+@pytest.mark.parametrize(("said", "noted"), [(None, True), (262_145, True), (262_144, False), (261_120, False)])
+def test_a_broker_that_takes_larger_packets_than_we_do_is_noted(said, noted):
+    limits = limits_of(
+        "5", {"MaximumPacketSize": said} if said else {}, LinkOptions("me"), session_present=True, other_id=False
+    )
+    assert (UNBOUNDED_NOTE in limits.notes) == noted
+    assert limits.warnings == ()

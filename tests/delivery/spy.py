@@ -35,7 +35,7 @@ class Spy:
     def __init__(self, stage: Stage, what: str = "commands") -> None:
         topic = f"{stage.root}/v1/agents/+/+/commands" if what == "commands" else f"{stage.root}/v1/runs/#"
         self._pod_at = -2 if what == "commands" else -1
-        options = LinkOptions(f"spy-{uuid.uuid4().hex[:12]}", ((topic, 1),), payload_limit_bytes=1024 * 1024)
+        options = LinkOptions(f"spy-{uuid.uuid4().hex[:12]}", ((topic, 1),), packet_limit_bytes=1024 * 1024)
         self._link = Link(parse_broker(stage.broker.url), options)
         self._reading: asyncio.Task[None] | None = None
         self.heard: list[Said] = []

@@ -60,7 +60,7 @@ async def test_no_secret_of_a_containers_environment_is_anywhere_afterwards(
 ) -> None:
     await heard_of(broker_pod, pod)
     said: list[bytes] = []
-    options = LinkOptions("everything", (("podhook/#", 1),), payload_limit_bytes=1 << 20)
+    options = LinkOptions("everything", (("podhook/#", 1),), packet_limit_bytes=1 << 20)
     async with Link(parse_broker(f"mqtt://{broker_pod.ip}:1883"), options) as link:
         await link.wait_up(20)
 

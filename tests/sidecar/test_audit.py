@@ -137,7 +137,7 @@ def test_what_it_was_about_and_nothing_else_of_it(stage: Stage, action: dict[str
     stage.audit.accepted(trigger(action), HASH, prepared(trigger(action)))
     line = stage.line()
     assert "SECRET" not in json.dumps(line)
-    for name in ("audit", "decision", "command", "hook", *OF):
+    for name in ("audit", "decision", "command", "hook", "rule", *OF):
         line.pop(name)
     assert line == {"key_id": "unsigned", **said}
 
@@ -212,18 +212,18 @@ def test_a_flood_of_refusals_is_a_number_and_hides_nothing_of_known_keys(stage: 
     stage.seconds += 1
     stage.audit.unreadable(b"x", "MalformedMessage", "no")
     said = stage.said()
-    assert len([each for each in said if each.get("command") == "unreadable"]) == 51
-    assert said[-1]["suppressed"] == 950
+    assert len([each for each in said if each.get("command") == "unreadable"]) == 61
+    assert said[-1]["suppressed"] == 940
     assert len([each for each in said if each.get("code") == "busy"]) == 1
     assert len([each for each in said if each.get("decision") == "accepted"]) == 200, "what runs is always told"
 
 
 def test_the_number_is_told_also_when_nothing_follows(stage: Stage) -> None:
-    for _ in range(60):
+    for _ in range(70):
         stage.audit.unreadable(b"x", "MalformedMessage", "no")
     stage.audit.settle()
     stage.audit.settle()
-    assert [(each["audit"], each.get("count")) for each in stage.said()[50:]] == [("suppressed", 10)]
+    assert [(each["audit"], each.get("count")) for each in stage.said()[60:]] == [("suppressed", 10)]
 
 
 def test_off_writes_nothing() -> None:

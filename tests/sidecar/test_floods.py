@@ -1,14 +1,18 @@
-"""A flood becomes some lines and a number, by an injected clock."""
+"""How many log lines a flood of refusals may write: counted with a clock of our own."""
 
 from __future__ import annotations
 
+import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.sidecar.floods import Flood
+from agent.sidecar.floods import BY_STRANGERS, Flood, Floods
 
 
 class Clock:
+    """Seconds that pass when they are told to."""
+
     def __init__(self) -> None:
         self.seconds = 1000.0
 
@@ -16,52 +20,67 @@ class Clock:
         return self.seconds
 
 
-def test_a_burst_passes_and_what_follows_is_counted() -> None:
+def test_the_first_lines_of_a_minute_pass_and_the_rest_is_counted():
     clock = Clock()
-    flood = Flood(clock, burst=3, per_second=0.5)
+    flood = Flood(3, clock)
     assert [flood.admit() for _ in range(5)] == [0, 0, 0, None, None]
-    clock.seconds += 2
-    assert flood.admit() == 2, "the two that were held back are told of once"
-    assert flood.admit() is None
-    clock.seconds += 2
-    assert (flood.admit(), flood.admit()) == (1, None)
+    clock.seconds += 20  # a third of a minute is one line
+    assert [flood.admit() for _ in range(3)] == [2, None, None]
+    clock.seconds += 3600  # never more than a minute's worth
+    assert [flood.admit() for _ in range(5)] == [2, 0, 0, None, None]
 
 
-def test_who_waits_long_gets_no_more_than_the_burst() -> None:
+def test_what_was_left_out_is_told_when_the_flood_is_over():
     clock = Clock()
-    flood = Flood(clock, burst=2, per_second=1)
-    clock.seconds += 1_000_000
-    assert [flood.admit() for _ in range(3)] == [0, 0, None]
+    flood = Flood(1, clock)
+    assert [flood.admit() for _ in range(10_000)].count(None) == 9_999
+    assert flood.leftover() == 0, "not before a line may be written"
+    clock.seconds += 60
+    assert flood.leftover() == 9_999
+    clock.seconds += 60
+    assert flood.leftover() == 0
 
 
-def test_a_clock_that_goes_back_gives_nothing_and_takes_nothing() -> None:
+@given(lines=st.integers(1, 100), waits=st.lists(st.floats(0, 120), max_size=200))
+def test_every_line_is_written_or_counted_and_no_minute_has_more_than_twice_its_lines(lines, waits):
     clock = Clock()
-    flood = Flood(clock, burst=1, per_second=1)
-    assert flood.admit() == 0
-    clock.seconds -= 100
-    assert flood.admit() is None
-    clock.seconds += 1
-    assert flood.admit() == 1
+    flood = Flood(lines, clock)
+    written, counted, times = 0, 0, []
+    for wait in waits:
+        clock.seconds += wait
+        if (suppressed := flood.admit()) is not None:
+            written += 1
+            counted += suppressed
+            times.append(clock.seconds)
+    clock.seconds += 120
+    counted += flood.leftover()
+    # A leftover is told with a line of its own.
+    assert written + counted == len(waits)
+    for begin in times:
+        assert sum(begin <= at < begin + 60 for at in times) <= 2 * lines
 
 
-def test_settling_tells_once() -> None:
-    flood = Flood(Clock(), burst=1)
-    flood.admit()
-    flood.admit()
-    assert (flood.settle(), flood.settle()) == (1, 0)
+def test_only_what_strangers_can_cause_is_left_out():
+    floods = Floods(lambda: Flood(1, lambda: 0.0))
+    assert floods(None, "info", {"event": "command.refused"}) == {"event": "command.refused"}
+    with pytest.raises(structlog.DropEvent):
+        floods(None, "info", {"event": "command.refused"})
+    assert floods(None, "info", {"event": "trigger.refused"}) == {"event": "trigger.refused"}, "each has its own count"
+    for _ in range(3):
+        assert floods(None, "info", {"event": "attempt.finished"}) == {"event": "attempt.finished"}
+    assert "attempt.finished" not in BY_STRANGERS
+    assert list(floods.leftovers()) == []
 
 
-@given(st.lists(st.one_of(st.floats(0, 5), st.none()), max_size=200))
-def test_every_line_is_either_written_or_counted_and_never_more_than_allowed(steps: list[float | None]) -> None:
+def test_a_line_after_a_flood_says_how_many_were_left_out():
     clock = Clock()
-    flood = Flood(clock, burst=5, per_second=2)
-    asked = passed = told = 0
-    for step in steps:
-        if step is not None:
-            clock.seconds += step
+    floods = Floods(lambda: Flood(1, clock))
+    for _ in range(4):
+        try:
+            floods(None, "warning", {"event": "command.refused"})
+        except structlog.DropEvent:
             continue
-        asked += 1
-        if (held_back := flood.admit()) is not None:
-            passed, told = passed + 1, told + held_back
-        assert passed <= 5 + 2 * (clock.seconds - 1000) + 1e-6
-    assert passed + told + flood.settle() == asked
+    clock.seconds += 60
+    assert floods(None, "warning", {"event": "command.refused"}) == {"event": "command.refused", "suppressed": 3}
+    clock.seconds += 60
+    assert floods(None, "warning", {"event": "command.refused"}) == {"event": "command.refused"}

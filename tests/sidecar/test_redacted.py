@@ -45,7 +45,7 @@ def disguises(secret: str) -> set[bytes]:
 async def listening(stage: Stage) -> AsyncIterator[list[tuple[str, bytes]]]:
     """Every message below the root, with its topic."""
     heard: list[tuple[str, bytes]] = []
-    options = LinkOptions("listener", ((f"{stage.root}/#", 1),), payload_limit_bytes=1 << 20)
+    options = LinkOptions("listener", ((f"{stage.root}/#", 1),), packet_limit_bytes=1 << 20)
     async with Link(parse_broker(stage.broker.url), options) as link:
         await link.wait_up(20)
 
