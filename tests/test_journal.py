@@ -137,12 +137,12 @@ def test_the_same_attempt_cannot_be_admitted_twice(journal):
 def test_attempts_end_only_along_the_table(journal, first, following):
     admit(journal, state=first)
     if following in ATTEMPT_MOVES[first]:
-        journal.finish(RUN, 1, outcome(following), after(seconds=1))
+        journal.finish(outcome(following), after(seconds=1))
         entry = journal.remember(RUN, 1).entry(1)
         assert (entry.state, entry.outcome, entry.changed_at) == (following, outcome(following), after(seconds=1))
     else:
         with pytest.raises(IllegalMove, match=f"{following} cannot follow {first}"):
-            journal.finish(RUN, 1, outcome(following), NOW)
+            journal.finish(outcome(following), NOW)
         assert journal.remember(RUN, 1).entry(1).state is first, "an illegal move changed something"
 
 
@@ -150,9 +150,9 @@ def test_attempts_end_only_along_the_table(journal, first, following):
 @pytest.mark.parametrize("again", [Outcome.SUCCEEDED, Outcome.INTERRUPTED])
 def test_an_attempt_ends_once(journal, ended, again):
     admit(journal)
-    journal.finish(RUN, 1, outcome(ended, output="first"), NOW)
+    journal.finish(outcome(ended, output="first"), NOW)
     with pytest.raises(IllegalMove, match="it has ended"):
-        journal.finish(RUN, 1, outcome(again, output="second"), after(seconds=1))
+        journal.finish(outcome(again, output="second"), after(seconds=1))
     assert journal.remember(RUN, 1).entry(1).outcome.stdout.text == "first"
 
 
@@ -160,20 +160,20 @@ def test_an_attempt_ends_once(journal, ended, again):
 def test_only_what_is_ready_starts(journal, state):
     admit(journal, state=state)
     if state is AttemptState.READY:
-        journal.start(RUN, 1, after(seconds=2))
+        journal.start(RUN, 1, HASH, after(seconds=2))
         assert journal.remember(RUN, 1).entry(1).state is AttemptState.STARTED
         assert journal.remember(RUN, 1).entry(1).changed_at == after(seconds=2)
     with pytest.raises(IllegalMove):
-        journal.start(RUN, 1, NOW)
+        journal.start(RUN, 1, HASH, NOW)
 
 
 @pytest.mark.parametrize("attempt", [1, 2])
 def test_what_was_never_admitted_cannot_move(journal, attempt):
     admit(journal, run_id(9))
     with pytest.raises(IllegalMove, match=f"{RUN}/{attempt} is not in the journal"):
-        journal.start(RUN, attempt, NOW)
+        journal.start(RUN, attempt, HASH, NOW)
     with pytest.raises(IllegalMove, match="is not in the journal"):
-        journal.finish(RUN, attempt, outcome(attempt=attempt), NOW)
+        journal.finish(outcome(attempt=attempt), NOW)
 
 
 def test_every_attempt_of_a_run_is_remembered_lowest_first(journal):
@@ -190,7 +190,7 @@ def test_what_is_unfinished_is_what_a_crash_interrupts(journal):
     admit(journal, run_id(2))
     admit(journal, run_id(3), state=AttemptState.REJECTED)
     admit(journal, run_id(4))
-    journal.finish(run_id(4), 1, outcome(run=run_id(4)), NOW)
+    journal.finish(outcome(run=run_id(4)), NOW)
     assert {(entry.run_id, entry.state) for entry in journal.unfinished()} == {
         (run_id(1), AttemptState.READY),
         (run_id(2), AttemptState.STARTED),
@@ -203,7 +203,7 @@ def test_what_is_unfinished_is_what_a_crash_interrupts(journal):
 def test_undelivered_outcomes_come_oldest_first_up_to_the_limit(journal):
     for number, second in ((1, 30), (2, 10), (3, 20)):
         admit(journal, run_id(number))
-        journal.finish(run_id(number), 1, outcome(run=run_id(number)), after(seconds=second))
+        journal.finish(outcome(run=run_id(number)), after(seconds=second))
     admit(journal, run_id(4))
     assert [entry.run_id for entry in journal.undelivered(10)] == [run_id(2), run_id(3), run_id(1)]
     assert [entry.run_id for entry in journal.undelivered(2)] == [run_id(2), run_id(3)]
@@ -211,17 +211,17 @@ def test_undelivered_outcomes_come_oldest_first_up_to_the_limit(journal):
 
 def test_what_the_broker_has_is_not_published_again_until_somebody_asks(journal):
     admit(journal)
-    journal.finish(RUN, 1, outcome(), NOW)
-    journal.delivered(RUN, 1)
+    journal.finish(outcome(), NOW)
+    journal.delivered(outcome())
     assert journal.undelivered(10) == []
-    journal.deliver_again(RUN, 1, "another")
+    journal.deliver_again(outcome(), "another")
     assert [(entry.run_id, entry.coordinator) for entry in journal.undelivered(10)] == [(RUN, "another")]
 
 
 def test_delivery_of_one_attempt_says_nothing_of_the_next(journal):
     for attempt in (1, 2):
         admit(journal, attempt=attempt, state=AttemptState.REJECTED)
-    journal.delivered(RUN, 1)
+    journal.delivered(outcome())
     assert [entry.attempt for entry in journal.undelivered(10)] == [2]
 
 
@@ -278,7 +278,7 @@ def test_an_ended_attempt_is_kept_for_24_hours_and_until_its_deadline_and_30_sec
     journal, deadline, ended_at, asked_at, kept
 ):
     admit(journal, deadline=deadline)
-    journal.finish(RUN, 1, outcome(), ended_at)
+    journal.finish(outcome(), ended_at)
     assert journal.prune(asked_at) == (0 if kept else 1)
     assert len(journal.remember(RUN, 1).entries) == (1 if kept else 0)
 
@@ -360,7 +360,7 @@ def test_the_client_id_stays_while_the_journal_cannot_be_opened(tmp_path):
 def test_under_pressure_refusals_go_before_their_day_is_over(journal):
     admit(journal, run_id(1), state=AttemptState.REJECTED)
     admit(journal, run_id(2))
-    journal.finish(run_id(2), 1, outcome(run=run_id(2)), NOW)
+    journal.finish(outcome(run=run_id(2)), NOW)
     assert journal.prune(after(minutes=6)) == 0
     assert journal.prune(after(minutes=5), pressed=True) == 0, "its id must be kept until deadline + 30 s"
     assert journal.prune(after(minutes=6), pressed=True) == 1
@@ -374,7 +374,7 @@ def test_under_pressure_refusals_go_before_their_day_is_over(journal):
 def test_the_latest_attempts_are_told_newest_first_without_what_they_printed(journal):
     for number in (1, 2, 3):
         admit(journal, run_id(number), now=after(seconds=number))
-    journal.finish(run_id(1), 1, outcome(run=run_id(1), output="much"), after(seconds=10))
+    journal.finish(outcome(run=run_id(1), output="much"), after(seconds=10))
     latest = journal.latest(2)
     assert [(entry.run_id, entry.state, entry.outcome) for entry in latest] == [
         (run_id(1), AttemptState.SUCCEEDED, None),
@@ -462,7 +462,7 @@ def test_a_migration_that_breaks_half_way_leaves_the_old_journal_as_it_was(tmp_p
 def test_a_restart_keeps_everything(tmp_path):
     with opened(tmp_path) as journal:
         admit(journal, run_id(1))
-        journal.finish(run_id(1), 1, outcome(run=run_id(1), output="größer\x00"), after(seconds=5))
+        journal.finish(outcome(run=run_id(1), output="größer\x00"), after(seconds=5))
         admit(journal, run_id(2), state=AttemptState.READY)
         journal.tombstone(run_id(3), 1, NOW, NOW)
         before = [journal.remember(run_id(number), 1) for number in (1, 2, 3)]
@@ -514,7 +514,7 @@ from tests.test_journal import NOW, UID, AttemptState, Journal, admit, outcome, 
 journal = Journal.open(Path(sys.argv[1]), UID, now=NOW)
 for number in range(1, 10_000):
     admit(journal, run_id(number))
-    journal.finish(run_id(number), 1, outcome(run=run_id(number)), NOW)
+    journal.finish(outcome(run=run_id(number)), NOW)
     admit(journal, run_id(number), 2, AttemptState.READY)
     print(number, flush=True)
 """
@@ -542,7 +542,7 @@ def filled(directory: Path) -> Path:
     with opened(directory) as journal:
         for number in range(1, 60):
             admit(journal, run_id(number))
-            journal.finish(run_id(number), 1, outcome(run=run_id(number), output="x" * 3000), NOW)
+            journal.finish(outcome(run=run_id(number), output="x" * 3000), NOW)
     return file_of(directory)
 
 
@@ -616,7 +616,7 @@ def test_a_row_that_turns_bad_while_open_is_an_unavailable_journal(tmp_path):
         for act in (
             lambda: journal.remember(RUN, 1),
             journal.unfinished,
-            lambda: journal.finish(RUN, 1, outcome(), NOW),
+            lambda: journal.finish(outcome(), NOW),
         ):
             with pytest.raises(JournalUnavailable, match="cannot be used"):
                 act()
@@ -677,7 +677,7 @@ def admit_until_refused(journal: Journal, output: str = "") -> tuple[int, Journa
     for number in range(100, 2000):
         try:
             admit(journal, run_id(number))
-            journal.finish(run_id(number), 1, outcome(run=run_id(number), output=output), NOW)
+            journal.finish(outcome(run=run_id(number), output=output), NOW)
         except JournalUnavailable as error:
             return number, error
     raise AssertionError("there is room for everything")
@@ -694,7 +694,7 @@ def test_a_full_disk_is_said_and_nothing_is_half_written(small_disk):
         assert journal.remember(run_id(1), 1).entry(1) is not None, "a full disk can still be read"
         ballast.unlink()
         admit(journal, run_id(2))
-        journal.finish(run_id(1), 1, outcome(run=run_id(1)), NOW)
+        journal.finish(outcome(run=run_id(1)), NOW)
     with opened(small_disk) as journal:
         assert journal.reset_from is None, "a full disk was taken for damage"
         for number in (1, *range(100, refused)):
@@ -742,7 +742,7 @@ def test_a_journal_at_its_bound_of_bytes_can_still_finish_what_it_admitted(tmp_p
         admit(journal, run_id(1))
         _, error = admit_until_refused(journal, "x" * 3000)
         assert isinstance(error, JournalFull), error
-        journal.finish(run_id(1), 1, outcome(run=run_id(1), output="y" * 3000), NOW)
+        journal.finish(outcome(run=run_id(1), output="y" * 3000), NOW)
         journal.tombstone(run_id(2), 1, NOW, NOW)
         journal.raise_floor(after(minutes=1))
         assert journal.remember(run_id(1), 1).floor == after(minutes=1)
@@ -849,9 +849,9 @@ class JournalAgainstModel(RuleBasedStateMachine):
     def move(self, run, attempt, following) -> None:
         def act() -> None:
             if following is AttemptState.STARTED:
-                self.journal.start(run, attempt, self.now)
+                self.journal.start(run, attempt, HASH, self.now)
             else:
-                self.journal.finish(run, attempt, outcome(following, run, attempt), self.now)
+                self.journal.finish(outcome(following, run, attempt), self.now)
 
         present = self.states.get((run, attempt))
         if present is None or following not in ATTEMPT_MOVES[present[0]]:
@@ -864,9 +864,9 @@ class JournalAgainstModel(RuleBasedStateMachine):
     @rule(run=RUNS, attempt=ATTEMPTS, again=st.booleans())
     def deliver(self, run, attempt, again) -> None:
         if again:
-            self.journal.deliver_again(run, attempt, "nightly")
+            self.journal.deliver_again(outcome(run=run, attempt=attempt), "nightly")
         else:
-            self.journal.delivered(run, attempt)
+            self.journal.delivered(outcome(run=run, attempt=attempt))
         if (run, attempt) in self.states:
             self.states[run, attempt] = (*self.states[run, attempt][:3], not again)
 

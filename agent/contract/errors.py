@@ -41,6 +41,7 @@ class ErrorCode(StrEnum):
     KEY_NOT_ALLOWED = "key_not_allowed"
     WRONG_AUDIENCE = "wrong_audience"
     REPLAYED = "replayed"
+    KEY_JUST_TRUSTED = "key_just_trusted"
     WRONG_POD_UID = "wrong_pod_uid"
     BEFORE_JOURNAL = "before_journal"
     CLOCK_SKEW = "clock_skew"
@@ -116,6 +117,7 @@ UNVERIFIED = frozenset(
 TEMPORARY = frozenset(
     {
         ErrorCode.BUSY,
+        ErrorCode.KEY_JUST_TRUSTED,
         ErrorCode.STOPPING,
         ErrorCode.JOURNAL_UNAVAILABLE,
         ErrorCode.JOURNAL_FULL,

@@ -35,7 +35,9 @@ class Event(BaseModel, Generic[D]):
     type: Annotated[str, Field(max_length=256)]
     time: AwareDatetime
     datacontenttype: Literal["application/json"] = "application/json"
-    #: Extension attributes: for whom it is (`namespace/pod/pod uid`), and until when. Signed commands have both.
+    #: Extension attributes: the key that signs it, for whom (`namespace/pod/pod uid`), until when. Signed commands have
+    #: all three; without the first, somebody else could sign the very same event and be taken for its author.
+    issuer: Annotated[str, Field(max_length=64)] | None = None
     audience: Annotated[str, Field(max_length=1024)] | None = None
     expirytime: AwareDatetime | None = None
     data: D
@@ -76,6 +78,7 @@ def seal(
     source: str,
     time: datetime,
     event_id: str,
+    issuer: str | None = None,
     audience: str | None = None,
     expires: datetime | None = None,
 ) -> bytes:
@@ -87,6 +90,7 @@ def seal(
         type=message.TYPE,
         time=time,
         datacontenttype="application/json",
+        issuer=issuer,
         audience=audience,
         expirytime=expires,
         data=message,

@@ -358,6 +358,8 @@ class AttemptReport(Message):
 class Report(Message):
     """The answer to a query about `attempt` (None: the whole run). An empty list of attempts says: never seen.
 
+    `query_hash` is the SHA-256 (hexadecimal) of the query's CloudEvent: an answer to another question is none.
+
     `tombstoned`, after a query that settles: the attempt never started here and can never start any more; with
     `tombstoned_for` that holds only for triggers signed by the key of this thumbprint, the one that asked.
     `cannot_tell` says why an empty list proves nothing: another pod's uid, a journal that does not reach that
@@ -367,6 +369,7 @@ class Report(Message):
     TYPE: ClassVar[str] = "dev.podhook.report.v1"
 
     query_id: Uuid
+    query_hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     run_id: Uuid | None = None
     namespace: KubernetesName
     pod: KubernetesName

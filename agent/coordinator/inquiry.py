@@ -36,10 +36,13 @@ class _Inquiry:
 
     run_id: str | None
     heard: dict[tuple[str, str], asyncio.Future[Report]] = field(default_factory=dict)
+    asked: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def hear(self, key: tuple[str, str], message: Message) -> None:
         waiting = self.heard.get(key)
-        if isinstance(message, Report) and waiting is not None and not waiting.done():
+        if not isinstance(message, Report) or waiting is None or waiting.done():
+            return
+        if message.query_hash == self.asked.get(key):  # an answer to another question proves nothing
             waiting.set_result(message)
 
     def hear_unverified(self, key: tuple[str, str], why: str) -> None:
@@ -82,8 +85,9 @@ async def ask(
                 return
             waiting = inquiry.heard[target.key] = asyncio.get_running_loop().create_future()
             asked_at = now()
-            payload = wire.seal(question(query_id, target), target).payload
-            asking = asyncio.create_task(_keep_asking(wire, target, query_id, payload), name=f"ask {target}")
+            sealed = wire.seal(question(query_id, target), target)
+            inquiry.asked[target.key] = sealed.digest
+            asking = asyncio.create_task(_keep_asking(wire, target, query_id, sealed.payload), name=f"ask {target}")
             try:
                 async with asyncio.timeout(within_seconds):
                     report = await waiting

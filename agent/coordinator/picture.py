@@ -62,6 +62,8 @@ class Known:
 class Picture:
     """One run as the agents know it; `verified` if each proved with its namespace's key that it is they who say so.
 
+    Run ids are each key's own. `kid` is the asker's key: if it began a run of this id, that is the one that is shown.
+
     `known`: targets whose journal has it. `strangers`: agents that answered and never saw it. `blind`: agents that
     cannot tell, and why. `silent`: agents that are online and did not answer. `offline`: those that were not asked.
     """
@@ -73,6 +75,7 @@ class Picture:
     silent: tuple[Target, ...] = ()
     offline: tuple[Target, ...] = ()
     verified: bool = False
+    kid: str = ""
 
     @property
     def hook(self) -> str:
@@ -80,8 +83,15 @@ class Picture:
         return next((each.name for known in self.known for each in known.attempts if each.name), "")
 
     @property
+    def keys(self) -> frozenset[str | None]:
+        """The keys that began what is known; None stands for nobody's. Several are several runs with one id."""
+        return frozenset(each.key_id for known in self.known for each in known.attempts)
+
+    @property
     def aims(self) -> Targets | None:
         """How many targets the run has, and who they are, hashed; None if nobody says, or they disagree."""
+        if len(self.keys) > 1:
+            return None
         said = {each.targets for known in self.known for each in known.attempts if each.targets is not None}
         return said.pop() if len(said) == 1 else None
 
@@ -139,6 +149,10 @@ class Picture:
             return Verdict.CANCELLED if cancelled else Verdict.INCOMPLETE
         verdict = verdict_of(aims.strategy, outcomes, aims.count, cancelled=cancelled)
         unsure = aims.strategy == "ExecuteOnOne" and verdict is Verdict.FAILED and self.missing and self.unheard
+        # Another key's run: it may have copied whose targets these are, so they must prove to be among them.
+        proven = self.whole or bool(self.name_missing())
+        if self.keys - {None, self.kid} and not proven:
+            return Verdict.INCOMPLETE
         return Verdict.INCOMPLETE if unsure else verdict
 
     @property
@@ -198,9 +212,12 @@ def picture_of(
     silent: Iterable[Target] = (),
     offline: Iterable[Target] = (),
     verified: bool = False,
+    kid: str = "",
 ) -> Picture:
     """Put together what agents said: the attempts of each that answered, in any order, and why some cannot tell."""
     blind = blind or {}
+    if any(each.key_id == kid for some in attempts.values() for each in some):
+        attempts = {target: [each for each in some if each.key_id == kid] for target, some in attempts.items()}
     known = (
         Known(target, tuple(sorted(some, key=lambda each: each.attempt)))
         for target, some in sorted(attempts.items())
@@ -214,6 +231,7 @@ def picture_of(
         silent=tuple(sorted(silent)),
         offline=tuple(sorted(offline)),
         verified=verified,
+        kid=kid,
     )
 
 

@@ -30,7 +30,7 @@ from agent.coordinator.picture import Known, Picture, first_possible_issue, pict
 from agent.coordinator.results import OnEvent, RunEvent, RunResult, TargetResult
 from agent.coordinator.round import RETRY_CEILING_SECONDS
 from agent.coordinator.targets import Target
-from agent.coordinator.verdict import may_retry
+from agent.coordinator.verdict import Verdict, may_retry
 from agent.coordinator.watch import CANCEL_SECONDS, SILENT_SECONDS
 from agent.coordinator.wire import Wire
 
@@ -55,6 +55,7 @@ class Resumption:
     now: Callable[[], datetime]
     present: Callable[[], tuple[list[Target], list[Target]]]
     _unconfirmed: tuple[Target, ...] | None = None  # of a cancel; None: nobody was asked to
+    _stops_anybody: bool = True
     _patience_seconds: float | None = None
     _give_up_at: float = float("inf")
     _heard: dict[Target, float] = field(default_factory=dict)
@@ -83,6 +84,7 @@ class Resumption:
             silent=set(online) - set(answers),
             offline=offline,
             verified=self.wire.trust.verifies,
+            kid=self.wire.trust.kid,
         )
 
     async def run(self, *, cancel: bool = False) -> RunResult:
@@ -211,7 +213,7 @@ class Resumption:
         return RunResult(
             self.run_id,
             picture.hook or "run",
-            picture.verdict_on(outcomes) if results else picture.verdict,
+            self._verdict(picture, outcomes),
             picture.issued_at or self.now(),
             picture.duration_seconds,
             tuple(results),
@@ -220,20 +222,27 @@ class Resumption:
             self.wire.trust.verifies,
         )
 
+    def _verdict(self, picture: Picture, outcomes: list[Outcome]) -> Verdict:
+        if outcomes:
+            return picture.verdict_on(outcomes)
+        return Verdict.INCOMPLETE if self._unconfirmed else picture.verdict
+
     def _why_incomplete(self, picture: Picture) -> ErrorDetail | None:
         """What stands against trusting the results."""
         unheard = _names(picture.unheard)
         nobody = f"; offline, silent, or cannot tell: {unheard}" if unheard else ""
         if not picture.known:
+            if self._unconfirmed:
+                return ErrorDetail(code="unconfirmed", message=self._why_unconfirmed())
             buried = "; if it comes, they refuse it" if self._unconfirmed is not None else ""
             text = f"no agent that answered knows run {self.run_id}{buried}{nobody}"
             return ErrorDetail(code="unknown_run", message=text)
+        if len(picture.keys) > 1:
+            keys = ", ".join(sorted(key or "unsigned" for key in picture.keys))
+            text = f"several keys have begun a run of this id: {keys}; ask with the key whose run is meant"
+            return ErrorDetail(code="contradictory", message=text)
         if self._unconfirmed:
-            text = (
-                f"{len(self._unconfirmed)} agents did not confirm that nothing of the run starts there any more: "
-                f"{_names(self._unconfirmed)}; what is on its way to them can start until its deadline"
-            )
-            return ErrorDetail(code="unconfirmed", message=text)
+            return ErrorDetail(code="unconfirmed", message=self._why_unconfirmed())
         if picture.aims is None:
             return ErrorDetail(code="contradictory", message="its targets do not agree on which targets the run has")
         if picture.aims.strategy == "ExecuteOnAll" and picture.missing and self._unconfirmed is None:
@@ -243,6 +252,15 @@ class Resumption:
             text = f"{len(picture.known)} of {count} targets know it; of the others nobody has an attempt{who}"
             return ErrorDetail(code="missing_outcomes", message=text)
         return None
+
+    def _why_unconfirmed(self) -> str:
+        """Who may still start something of a run that was cancelled."""
+        unconfirmed = self._unconfirmed or ()
+        one_key = "" if self._stops_anybody else "; only an operator's key stops what another key began"
+        return (
+            f"{len(unconfirmed)} agents did not confirm that nothing of the run starts there any more: "
+            f"{_names(unconfirmed)}; what is on its way to them can start until its deadline{one_key}"
+        )
 
     # -- cancelling
 
@@ -269,8 +287,8 @@ class Resumption:
             answers = await self._unless_stopped(asking) or {}
         except LinkDown:
             answers = {}
-        keys = {each.key_id for known in picture.known for each in known.attempts}
-        sure = {target for target, answer in answers.items() if _stops(answer.report, keys)}
+        sure = {target for target, answer in answers.items() if _stops(target, answer.report, picture.keys)}
+        self._stops_anybody = all(answer.report.tombstoned_for is None for answer in answers.values())
         self._unconfirmed = tuple(sorted({*online, *offline} - sure))
         if self._patience_seconds:
             self._give_up_at = asyncio.get_running_loop().time() + self._patience_seconds
@@ -317,9 +335,10 @@ class Resumption:
         )
 
 
-def _stops(report: Report, keys: set[str | None]) -> bool:
+def _stops(target: Target, report: Report, keys: frozenset[str | None]) -> bool:
     """Whether nothing of a run that these keys began starts there any more: only an operator's key stops anybody's."""
-    return report.tombstoned and (report.tombstoned_for is None or keys == {report.tombstoned_for})
+    meant = report.attempt == MAX_ATTEMPTS and report.cannot_tell is None and report.pod_uid == target.pod_uid
+    return meant and report.tombstoned and (report.tombstoned_for is None or keys == {report.tombstoned_for})
 
 
 def _names(targets: Iterable[Target]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -34,6 +35,8 @@ QUESTION_PAUSE_SECONDS = 0.25
 #: Pause before a retry; doubles up to the ceiling.
 RETRY_FIRST_SECONDS = 1.0
 RETRY_CEILING_SECONDS = 30.0
+#: Answers to so many of the latest questions about an attempt are heard.
+QUESTIONS_KEPT = 16
 #: At the end of a run, how long a cancel or a question may still take to leave.
 LAST_WORDS_SECONDS = 1.0
 #: A publish that did not leave is tried again this soon.
@@ -49,6 +52,7 @@ class _Active:
     issued_at: datetime
     deadline: datetime
     heard: asyncio.Event = field(default_factory=asyncio.Event)
+    questions: deque[str] = field(default_factory=lambda: deque(maxlen=QUESTIONS_KEPT))
 
 
 @dataclass(slots=True, eq=False)
@@ -210,6 +214,7 @@ class Round:
             attempt=attempt,
             trigger_hash=sealed.digest,
             refusal_hash=sealed.digest_of_refusal,
+            kid=self.wire.trust.kid,
             deadline=now + self.call.start_window_seconds,
             timeout_seconds=self.call.timeout_seconds,
             now=now,
@@ -319,7 +324,9 @@ class Round:
             deadline=active.deadline,
         )
         self._say("asked", watch.target, watch.attempt)
-        self._send(watch.target, query, qos=0)
+        sealed = self.wire.seal(query, watch.target)
+        active.questions.append(sealed.digest)
+        self._send_bytes(watch.target, sealed.payload, 60, qos=0)
 
     def _hold_place(self, key: tuple[str, str]) -> None:
         """A question holds its place until it is answered, or for a while: the dead must not block the living."""
@@ -336,9 +343,11 @@ class Round:
 
     def hear(self, key: tuple[str, str], message: Message) -> None:
         """A reply or a report of a target."""
-        if isinstance(message, Report):
-            self._leave_place(key)
         active = self._active.get(key)
+        if isinstance(message, Report):
+            if active is None or message.query_hash not in active.questions:
+                return  # an answer to another question, which somebody else may have asked: it proves nothing
+            self._leave_place(key)
         if active is None or active.watch.attempt != getattr(message, "attempt", active.watch.attempt):
             return
         kind = active.watch.hear(message, _clock())

@@ -35,6 +35,11 @@ class Trust:
     agents: Mapping[str, Keyring] | None = None
 
     @property
+    def kid(self) -> str:
+        """The thumbprint of our own key; "" if we sign nothing."""
+        return self.key.kid if self.key is not None else ""
+
+    @property
     def verifies(self) -> bool:
         """Whether what agents say is verified."""
         return self.agents is not None

@@ -72,7 +72,8 @@ class Step(StrEnum):
 class Watch:
     """The state of one attempt. `copies` counts how often its trigger may have left.
 
-    Answers name `trigger_hash`; an agent that does not believe who sent it names `refusal_hash`.
+    Answers name `trigger_hash`; an agent that does not believe who sent it names `refusal_hash`. `kid` is the key that
+    signed it, or "": run ids are each key's own.
     """
 
     target: Target
@@ -84,6 +85,7 @@ class Watch:
     now: float
     wait_for_go: bool = False
     refusal_hash: str = ""
+    kid: str = ""
     copies: int = 0
     seen: bool = False
     ready: bool = False
@@ -99,6 +101,7 @@ class Watch:
     _replaced_at: float | None = field(default=None, init=False)
     _cannot_tell: str = field(default="", init=False)
     _heard: float = field(default=0, init=False)
+    _beat: float = field(default=-1, init=False)
     _interval: float = field(default=FIRST_QUESTION_SECONDS, init=False)
     _give_up_at: float | None = field(default=None, init=False)
     _listening_since: float | None = field(default=0, init=False)
@@ -123,6 +126,10 @@ class Watch:
             return "dropped"
         if message.pod_uid != self.target.pod_uid:
             return self._hear_successor(message)
+        if isinstance(message, Heartbeat):
+            if message.running_seconds <= self._beat:
+                return "dropped"  # said before: whoever repeats it does not keep a dead agent alive
+            self._beat = message.running_seconds
         seen_before = self.seen
         self._sign(now)
         match message:
@@ -160,7 +167,8 @@ class Watch:
         return "dropped"
 
     def _hear_report(self, report: Report, now: float) -> str:
-        entry = next((each for each in report.attempts if each.attempt == self.attempt), None)
+        ours = [each for each in report.attempts if each.attempt == self.attempt and self._may_be_ours(each)]
+        entry = next((each for each in ours if each.trigger_hash == self.trigger_hash), ours[0] if ours else None)
         if entry is not None and entry.trigger_hash == self.trigger_hash and report.pod_uid == self.target.pod_uid:
             seen_before = self.seen
             self._sign(now)
@@ -179,12 +187,16 @@ class Watch:
                 self.result = self._unknown(f"{self.target} cannot tell whether it ran: {report.cannot_tell}")
                 return "outcome"
             return "running"  # it may start yet: only when it cannot any more is it over
-        if report.tombstoned:
+        if report.tombstoned and report.tombstoned_for in (None, self.kid):
             self._end_tombstoned()
             return "outcome"
         self._last_sign = now
         self.resend = not self.cancelling and not self.seen  # never seen, and still time: the same bytes once more
         return "running"
+
+    def _may_be_ours(self, entry: AttemptReport) -> bool:
+        """Whether an attempt of our id is ours: what another key began under it is another's."""
+        return not self.kid or entry.key_id in (None, self.kid)
 
     def _hear_entry(self, entry: AttemptReport, now: float, *, seen_before: bool) -> str:
         if entry.outcome is not None:

@@ -90,6 +90,7 @@ class Wire:
             source=f"/coordinators/{self.coordinator}",
             time=now,
             event_id=str(uuid.uuid4()),
+            issuer=self.trust.kid or None,
             audience=f"{target.namespace}/{target.pod}/{target.pod_uid}",
             expires=message.deadline if isinstance(message, Trigger) else now + COMMAND_LIFE,
         )

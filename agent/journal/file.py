@@ -50,9 +50,30 @@ STEPS = (
     UPDATE attempts SET issued_at = min(deadline - 900, changed_at);
     CREATE INDEX latest ON attempts (changed_at);
     """,
-    # 3: which key began an attempt, whose attempts a tombstone stops ("": anybody's), and signed commands that acted.
+    # 3: run ids are each key's own ("": unsigned), so are tombstones ("": anybody's); and signed commands that acted.
     """
-    ALTER TABLE attempts ADD COLUMN kid TEXT NOT NULL DEFAULT '';
+    ALTER TABLE attempts RENAME TO attempts_2;
+    CREATE TABLE attempts (
+        run_id TEXT NOT NULL,
+        attempt INTEGER NOT NULL,
+        kid TEXT NOT NULL,
+        trigger_hash TEXT NOT NULL,
+        coordinator TEXT NOT NULL,
+        name TEXT NOT NULL,
+        targets TEXT NOT NULL,
+        state TEXT NOT NULL,
+        issued_at REAL NOT NULL,
+        deadline REAL NOT NULL,
+        changed_at REAL NOT NULL,
+        outcome TEXT,
+        delivered INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (run_id, attempt, kid)
+    ) WITHOUT ROWID;
+    INSERT INTO attempts SELECT run_id, attempt, '', trigger_hash, coordinator, name, targets, state, issued_at,
+        deadline, changed_at, outcome, delivered FROM attempts_2;
+    DROP TABLE attempts_2;
+    CREATE INDEX undelivered ON attempts (changed_at) WHERE outcome IS NOT NULL AND delivered = 0;
+    CREATE INDEX latest ON attempts (changed_at);
     ALTER TABLE tombstones RENAME TO tombstones_2;
     CREATE TABLE tombstones (
         run_id TEXT NOT NULL,

@@ -28,12 +28,15 @@ _DAY = timedelta(seconds=KEEP_OUTCOMES_SECONDS)
 MAX_ROWS = 20_000
 #: Ids of attempts that were never seen and shall never start; each is kept for a quarter of an hour.
 MAX_TOMBSTONES = 20_000
+MAX_COMMANDS_OF_A_KEY = 2_000
 #: This share of the file is left free when a trigger is admitted, so that those before it can still be finished.
 RESERVE_SHARE = 1 / 16
 
 _COLUMNS = (
     "run_id, attempt, trigger_hash, coordinator, name, targets, state, issued_at, deadline, changed_at, kid, outcome"
 )
+#: One row: a trigger's hash names its key as well.
+_IT = "run_id = ? AND attempt = ? AND trigger_hash = ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +152,20 @@ class Journal:
     # -- what is known
 
     def remember(self, run_id: str, attempt: int | None, kid: str = "") -> Memory:
-        """Everything known about a run, and whether this attempt of it is tombstoned for triggers of this key."""
+        """Everything known about the run that this key began, and whether this attempt of it is tombstoned for it.
+
+        Run ids are each key's own, so that nobody burns another's. What is unsigned belongs to all: "" knows all of
+        them, and every key knows what ran unsigned here before.
+        """
         with _translated():
             rows = self._connection.execute(
-                f"SELECT {_COLUMNS} FROM attempts WHERE run_id = ? ORDER BY attempt",  # noqa: S608
-                (run_id,),
+                f"SELECT {_COLUMNS} FROM attempts WHERE run_id = ? AND (? = '' OR kid IN ('', ?)) "  # noqa: S608
+                "ORDER BY attempt, kid <> ?",
+                (run_id, kid, kid, kid),
             ).fetchall()
             dead = self._connection.execute(
-                "SELECT 1 FROM tombstones WHERE run_id = ? AND attempt >= ? AND kid IN ('', ?)", (run_id, attempt, kid)
+                "SELECT 1 FROM tombstones WHERE run_id = ? AND attempt >= ? AND (? = '' OR kid IN ('', ?))",
+                (run_id, attempt, kid, kid),
             ).fetchone()
             return Memory(
                 tuple(_entry(row) for row in rows),
@@ -242,24 +251,24 @@ class Journal:
                 ),
             )
 
-    def start(self, run_id: str, attempt: int, now: datetime, said: Said | None = None) -> None:
-        """A ready attempt starts, because somebody said so.
+    def start(self, run_id: str, attempt: int, trigger_hash: str, now: datetime) -> None:
+        """A ready attempt starts.
 
         Raises:
             IllegalMove: it was not ready.
         """
         with self._write() as connection:
-            _note(connection, said)
-            self._move(connection, run_id, attempt, AttemptState.STARTED, None, now)
+            self._move(connection, (run_id, attempt, trigger_hash), AttemptState.STARTED, None, now)
 
-    def finish(self, run_id: str, attempt: int, outcome: OutcomeMessage, now: datetime) -> None:
-        """An attempt ends.
+    def finish(self, outcome: OutcomeMessage, now: datetime) -> None:
+        """The attempt that an outcome speaks of ends.
 
         Raises:
             IllegalMove: it had ended before, or its state cannot end so.
         """
         with self._write() as connection:
-            self._move(connection, run_id, attempt, AttemptState(outcome.outcome), outcome, now)
+            of = (outcome.run_id, outcome.attempt, outcome.trigger_hash)
+            self._move(connection, of, AttemptState(outcome.outcome), outcome, now)
 
     def tombstone(
         self, run_id: str, attempt: int, deadline: datetime, now: datetime, kid: str = "", said: Said | None = None
@@ -290,17 +299,20 @@ class Journal:
         with self._write() as connection:
             _note(connection, said)
 
-    def delivered(self, run_id: str, attempt: int) -> None:
+    def delivered(self, outcome: OutcomeMessage) -> None:
         """The broker has this outcome: stop publishing it."""
         with self._write() as connection:
-            connection.execute("UPDATE attempts SET delivered = 1 WHERE run_id = ? AND attempt = ?", (run_id, attempt))
+            connection.execute(
+                f"UPDATE attempts SET delivered = 1 WHERE {_IT}",  # noqa: S608
+                (outcome.run_id, outcome.attempt, outcome.trigger_hash),
+            )
 
-    def deliver_again(self, run_id: str, attempt: int, coordinator: str) -> None:
+    def deliver_again(self, outcome: OutcomeMessage, coordinator: str) -> None:
         """Somebody asked for this outcome again: it is undelivered once more, to `coordinator`."""
         with self._write() as connection:
             connection.execute(
-                "UPDATE attempts SET delivered = 0, coordinator = ? WHERE run_id = ? AND attempt = ?",
-                (coordinator, run_id, attempt),
+                f"UPDATE attempts SET delivered = 0, coordinator = ? WHERE {_IT}",  # noqa: S608
+                (coordinator, outcome.run_id, outcome.attempt, outcome.trigger_hash),
             )
 
     def raise_floor(self, floor: datetime) -> None:
@@ -331,25 +343,21 @@ class Journal:
     def _move(
         self,
         connection: sqlite3.Connection,
-        run_id: str,
-        attempt: int,
+        of: tuple[str, int, str],
         following: AttemptState,
         outcome: OutcomeMessage | None,
         now: datetime,
     ) -> None:
-        row = connection.execute(
-            "SELECT state FROM attempts WHERE run_id = ? AND attempt = ?", (run_id, attempt)
-        ).fetchone()
+        row = connection.execute(f"SELECT state FROM attempts WHERE {_IT}", of).fetchone()  # noqa: S608
         if row is None:
-            raise IllegalMove(f"attempt {run_id}/{attempt} is not in the journal")
+            raise IllegalMove(f"attempt {of[0]}/{of[1]} is not in the journal")
         connection.execute(
-            "UPDATE attempts SET state = ?, changed_at = ?, outcome = ? WHERE run_id = ? AND attempt = ?",
+            f"UPDATE attempts SET state = ?, changed_at = ?, outcome = ? WHERE {_IT}",  # noqa: S608
             (
                 move(AttemptState(row[0]), following),
                 now.timestamp(),
                 outcome.model_dump_json(exclude_none=True) if outcome else None,
-                run_id,
-                attempt,
+                *of,
             ),
         )
 
@@ -393,15 +401,15 @@ def _set_meta(connection: sqlite3.Connection, key: str, value: str) -> None:
 
 
 def _note(connection: sqlite3.Connection, said: Said | None) -> None:
+    """Of one key no more are kept than this: what is noted now can act twice without harm, so nothing depends on it."""
     if said is None:
         return
-    rows = connection.execute("SELECT count(*) FROM commands").fetchone()[0]
-    if rows >= MAX_TOMBSTONES:
-        raise JournalFull(f"the journal is full: {rows} signed commands of at most {MAX_TOMBSTONES}; wait 15 min")
-    connection.execute(
-        "INSERT OR IGNORE INTO commands (kid, id, expires) VALUES (?, ?, ?)",
-        (said.kid, said.command_id, said.expires.timestamp()),
-    )
+    count = connection.execute("SELECT count(*) FROM commands WHERE kid = ?", (said.kid,)).fetchone()[0]
+    if count < MAX_COMMANDS_OF_A_KEY:
+        connection.execute(
+            "INSERT OR IGNORE INTO commands (kid, id, expires) VALUES (?, ?, ?)",
+            (said.kid, said.command_id, said.expires.timestamp()),
+        )
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:

@@ -9,6 +9,7 @@ from agent.contract.errors import ErrorCode, Refusal
 from agent.contract.messages import CLOCK_TOLERANCE_SECONDS, MAX_START_WINDOW_SECONDS, Trigger, TriggerAddress
 from agent.journal import Memory
 from agent.pod.identity import Identity
+from agent.sidecar.trust import Voucher
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,26 @@ def check_pod(trigger: TriggerAddress, identity: Identity) -> None:
         )
 
 
-def check_trigger(
-    trigger: Trigger, memory: Memory, situation: Situation, now: datetime, *, expires: datetime | None = None
-) -> None:
-    """May it run now? A refusal here is recorded, so that it cannot turn into a yes later.
+def check_signature(trigger: Trigger, voucher: Voucher, expires: datetime | None, now: datetime) -> None:
+    """Is what it was signed for still good? `expires` is the end of that, None for an unsigned one.
 
-    `expires` is the end of what its signature is good for.
+    Raises:
+        Refusal: it is over; or a copy may have been refused here, while its key was not trusted yet.
+    """
+    if expires is not None and now > expires:
+        raise Refusal(
+            ErrorCode.EXPIRED, f"its signature was good until {expires.isoformat()}, it is {now.isoformat()} here"
+        )
+    if voucher.since is not None and trigger.issued_at < voucher.since:
+        raise Refusal(
+            ErrorCode.KEY_JUST_TRUSTED,
+            f"the trigger was issued at {trigger.issued_at.isoformat()}, and key {voucher.kid} is trusted here only "
+            f"since {voucher.since.isoformat()}: a copy may have been refused before; trigger again",
+        )
+
+
+def check_trigger(trigger: Trigger, memory: Memory, situation: Situation, now: datetime) -> None:
+    """May it run now? A refusal here is recorded, so that it cannot turn into a yes later.
 
     Raises:
         Refusal: with its code, the values that decided, and the next step.
@@ -51,10 +66,6 @@ def check_trigger(
             f"attempt {trigger.trigger_id} was cancelled, or given up, before its trigger arrived",
         )
     check_times(trigger, memory, now)
-    if expires is not None and now > expires:
-        raise Refusal(
-            ErrorCode.EXPIRED, f"its signature was good until {expires.isoformat()}, it is {now.isoformat()} here"
-        )
     for entry in memory.entries:
         if entry.attempt > trigger.attempt:
             raise Refusal(

@@ -28,8 +28,12 @@ class Answers:
     at_hand: Callable[[], Iterable[AttemptReport]]
     journal_failed: Callable[[JournalUnavailable], JournalUnavailable]
 
-    async def to(self, query: Query, voucher: Voucher) -> Report:
+    async def to(self, query: Query, voucher: Voucher, query_hash: str) -> Report:
         """What is known of a run, of one attempt of it, or of the latest attempts. Never raises."""
+        report = await self._to(query, voucher)
+        return report.model_copy(update={"query_hash": query_hash})
+
+    async def _to(self, query: Query, voucher: Voucher) -> Report:
         try:
             if query.run_id is None:
                 return await self._latest(query)
@@ -49,19 +53,27 @@ class Answers:
         return self.replies.report(query, [report_of(entry, with_output=False) for entry in entries], self.now())
 
     async def _about(self, query: Query, run_id: str, voucher: Voucher) -> Report:
+        """Every key's attempts are told; whether there is none, and shall be none, is a matter of the asker's own."""
+        told = (await self.journal.call(Journal.remember, run_id, query.attempt)).entries
+        memory = await self.journal.call(Journal.remember, run_id, query.attempt, voucher.kid)
+        entries = [entry for entry in told if query.attempt in (None, entry.attempt)]
+        own = [entry for entry in memory.entries if query.attempt in (None, entry.attempt)]
+        cannot_tell = None if own else self._reach(query, memory)
         binds = "" if voucher.operator else voucher.kid  # nobody ends what another key may begin
-        memory = await self.journal.call(Journal.remember, run_id, query.attempt, binds)
-        entries = [entry for entry in memory.entries if query.attempt in (None, entry.attempt)]
-        cannot_tell = None if entries else self._reach(query, memory)
-        tombstoned = memory.tombstoned and not entries
-        if not entries and query.settle and cannot_tell is None:
+        tombstoned = memory.tombstoned and not own
+        if not own and query.settle and cannot_tell is None:
             assert query.attempt is not None
             assert query.deadline is not None
             await self.journal.call(Journal.tombstone, run_id, query.attempt, query.deadline, self.now(), binds)
             tombstoned = True
         attempts = [report_of(entry, with_output=entry is entries[-1]) for entry in entries]
         return self.replies.report(
-            query, attempts, self.now(), tombstoned=tombstoned, tombstoned_for=binds or None, cannot_tell=cannot_tell
+            query,
+            attempts,
+            self.now(),
+            tombstoned=tombstoned,
+            tombstoned_for=binds or None,
+            cannot_tell=cannot_tell,
         )
 
     def _reach(self, query: Query, memory: Memory) -> str | None:

@@ -108,7 +108,7 @@ class Agent:
         self._pod_file = WatchedFile(settings.pod_file)
         self._agent_key_file = WatchedFile(settings.agent_key)
         self._signature = Signature()
-        self._trusted_keys = TrustedKeys(settings.trusted_keys) if settings.trusted_keys else None
+        self._trusted_keys = TrustedKeys(settings.trusted_keys, now) if settings.trusted_keys else None
         self._policy = PolicyFile(settings.policy)
         self._fallback_birth = now()
         self._audit = Audit(self._identity, open_sink(settings.audit), now, self._audit_failed)
@@ -344,7 +344,7 @@ class Agent:
             )
             await attempts.handle(command)
         except InvalidTrigger as error:
-            attempts.refuse_invalid(error)
+            await attempts.refuse_invalid(error)
         except Unverified as error:
             log.warning("command.refused", code=error.code, error=str(error))
             self._audit.unverified(delivery.payload, error.code, str(error))
@@ -439,8 +439,10 @@ class Agent:
 
     def _trust(self) -> Trust:
         """Whom we obey at this moment."""
-        keys = self._trusted_keys.keyring if self._trusted_keys else None
-        return Trust(self._identity.namespace, keys, allow_unsigned=self._settings.allow_unsigned)
+        trusted, allow_unsigned = self._trusted_keys, self._settings.allow_unsigned
+        if trusted is None:
+            return Trust(self._identity.namespace, None, allow_unsigned)
+        return Trust(self._identity.namespace, trusted.keyring, allow_unsigned, trusted.since)
 
     def _look_at_keys(self) -> None:
         if (trusted := self._trusted_keys) is not None and trusted.look():

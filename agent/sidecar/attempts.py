@@ -38,12 +38,11 @@ from agent.pod.identity import Identity
 from agent.sidecar import admission
 from agent.sidecar.answers import Answers
 from agent.sidecar.audit import Audit
-from agent.sidecar.executions import Executions
+from agent.sidecar.executions import AttemptKey, Executions
 from agent.sidecar.inbox import Command, InvalidTrigger
 from agent.sidecar.recovery import recover
 from agent.sidecar.replies import Replies, refused
 from agent.sidecar.runner import Prepared, Runner
-from agent.sidecar.trust import Voucher
 from agent.sidecar.voice import Outbox, Voice
 
 log = structlog.get_logger("podhook.attempts")
@@ -82,7 +81,7 @@ class Attempts:
     _answers: Answers = field(init=False)
     _executions: Executions = field(init=False)
     _refused_until: datetime = _LONG_AGO
-    _admitted: dict[str, None] = field(default_factory=dict)
+    _admitted: dict[AttemptKey, None] = field(default_factory=dict)
     _started_at: datetime = field(init=False)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     handling: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while one command is decided and recorded
@@ -118,7 +117,7 @@ class Attempts:
             return
         try:
             if isinstance(data, Query):
-                await self._answer(data, command.voucher)
+                await self._answer(data, command)
             elif isinstance(data, Renew):
                 log.warning("command.refused", type=data.TYPE, code=ErrorCode.UNSUPPORTED, trigger_id=data.trigger_id)
                 self.audit.denied(data, ErrorCode.UNSUPPORTED, who=command.voucher)
@@ -142,7 +141,7 @@ class Attempts:
         except JournalUnavailable as error:
             self.journal_failed(error)
 
-    def refuse_invalid(self, error: InvalidTrigger) -> None:
+    async def refuse_invalid(self, error: InvalidTrigger) -> None:
         """Answer a trigger that cannot be understood, so that its sender need not wait for silence to end."""
         log.warning("command.refused", code=error.code, error=str(error))
         refusal = Refusal(error.code, str(error))
@@ -151,16 +150,28 @@ class Attempts:
                 admission.check_pod(error.address, self.identity)
             except Refusal as earlier:
                 refusal = earlier
+        elif error.said_hash is not None and await self._began(error.address, error.said_hash):
+            return  # its key was trusted then: a refusal now would contradict what is said of it
         self.audit.refused(error.address, error.hash, refusal.code, refusal.message, who=error.voucher)
         self._send_unrecorded(error.address, self._outcome(error.address, error.hash, refused(refusal)))
 
+    async def _began(self, address: TriggerAddress, trigger_hash: str) -> bool:
+        """Whether this very trigger was accepted here before, under whichever key."""
+        if any(live.hash == trigger_hash for live in self._executions.of(address.trigger_id)):
+            return True
+        try:
+            memory = await self.journal.call(Journal.remember, address.run_id, address.attempt)
+        except JournalUnavailable:
+            return False
+        return any(entry.trigger_hash == trigger_hash for entry in memory.entries)
+
     async def _trigger(self, command: Command, trigger: Trigger) -> None:
-        situation = self._situation()
+        situation, key = self._situation(), (trigger.trigger_id, command.voucher.kid)
         try:
             admission.check_pod(trigger, self.identity)
             if await self._answered_from_memory(command, trigger):
                 return
-            prepared = await self._prepare(trigger)
+            prepared = await self._prepare(trigger, command.voucher.kid)
             known, outcome = await self.journal.call(
                 self._decide, command, trigger, prepared, situation, self.journal_broken()
             )
@@ -180,7 +191,7 @@ class Attempts:
             return
         except JournalUnavailable as unavailable:
             error = self._why_unusable(unavailable)
-            if trigger.trigger_id in self._admitted:
+            if key in self._admitted:
                 self.audit.repeated(trigger, command.hash, command.voucher)
                 return  # it ran here, or does: its outcome is said when the journal can be read again
             await self._mark_refused(trigger.issued_at)
@@ -198,15 +209,15 @@ class Attempts:
             self._audit_refused(command, trigger, outcome)
             self._spawn(self.outbox.send(trigger.coordinator, outcome), f"refusal {trigger.trigger_id}")
         elif isinstance(prepared, Prepared):
-            self._admitted[trigger.trigger_id] = None
+            self._admitted[key] = None
             if len(self._admitted) > MAX_ADMITTED:
                 del self._admitted[next(iter(self._admitted))]
             self.audit.accepted(trigger, command.hash, prepared, command.voucher)
             self._executions.begin(trigger, command.hash, command.voucher.kid, prepared)
 
-    async def _prepare(self, trigger: Trigger) -> Prepared | Refusal:
+    async def _prepare(self, trigger: Trigger, kid: str) -> Prepared | Refusal:
         try:
-            return await self.runner.prepare(trigger)
+            return await self.runner.prepare(trigger, kid)
         except Refusal as refusal:
             return refusal
 
@@ -235,7 +246,8 @@ class Attempts:
             raise broken.with_traceback(None)
         state, outcome = AttemptState.READY if trigger.wait_for_go else AttemptState.STARTED, None
         try:
-            admission.check_trigger(trigger, memory, situation, self.now(), expires=command.expires)
+            admission.check_signature(trigger, command.voucher, command.expires, self.now())
+            admission.check_trigger(trigger, memory, situation, self.now())
             if isinstance(prepared, Refusal):
                 raise prepared
         except Refusal as refusal:
@@ -254,7 +266,8 @@ class Attempts:
         Raises:
             Refusal: the id stands for other content.
         """
-        live = self._executions.live.get(trigger.trigger_id)
+        key = trigger.trigger_id, command.voucher.kid
+        live = self._executions.live.get(key)
         if live is not None:
             self._check_same(live.hash, command, trigger)
             log.info("trigger.seen_before", trigger_id=trigger.trigger_id, state=live.state)
@@ -263,7 +276,7 @@ class Attempts:
             again = self._replies.reply(kind, trigger, live.hash)
             await self.voice.chat(trigger.coordinator, trigger.run_id, again)
             return True
-        unwritten = self._executions.unwritten.get(trigger.trigger_id)
+        unwritten = self._executions.unwritten.get(key)
         if unwritten is not None:
             _, outcome = unwritten
             self._check_same(outcome.trigger_hash, command, trigger)
@@ -283,7 +296,7 @@ class Attempts:
         if known.outcome is None:
             return  # it is running, or its end is being written: its outcome comes
         with contextlib.suppress(JournalUnavailable):  # then it is said once, and asked for again
-            await self.journal.call(Journal.deliver_again, known.run_id, known.attempt, coordinator)
+            await self.journal.call(Journal.deliver_again, known.outcome, coordinator)
         self._spawn(self.outbox.send(coordinator, known.outcome), f"again {known.run_id}/{known.attempt}")
 
     async def _acted_before(self, command: Command) -> bool:
@@ -303,10 +316,12 @@ class Attempts:
             raise
 
     async def _go(self, go: Go, command: Command) -> None:
-        live = self._executions.live.get(go.trigger_id)
-        if live is not None and not command.voucher.may_end(live.kid):
+        meant = self._executions.of(go.trigger_id)
+        theirs = [live for live in meant if command.voucher.may_end(live.kid)]
+        if meant and not theirs:
             self._not_theirs(go, command)
             return
+        live = next((live for live in theirs if live.waits), None)
         if live is None or not live.waits or live.stop.reason is not None:
             log.info("go.ignored", trigger_id=go.trigger_id, reason="not waiting for it")
             return
@@ -316,7 +331,7 @@ class Attempts:
             self.audit.denied(go, ErrorCode.EXPIRED, live.expired, command.voucher)
             return
         try:
-            await self.journal.call(Journal.start, go.run_id, go.attempt, self.now(), _said(command))
+            await self.journal.call(Journal.start, go.run_id, go.attempt, live.hash, self.now())
         except IllegalMove as error:
             log.info("go.ignored", trigger_id=go.trigger_id, reason=str(error))
             return
@@ -336,13 +351,14 @@ class Attempts:
                 live.stop.set(StopReason.CANCELLED)
             if any(not voucher.may_end(live.kid) for live in meant):
                 self._not_theirs(data, command)
-            if data.trigger_id in self._executions.live:
+            if any(voucher.may_end(live.kid) for live in self._executions.of(data.trigger_id)):
                 if said is not None:
                     await self.journal.call(Journal.note, said)
                 return
-        memory = await self.journal.call(Journal.remember, data.run_id, data.attempt)
+        # What another key may have put into the journal under the same id is nothing to this one.
+        memory = await self.journal.call(Journal.remember, data.run_id, data.attempt, voucher.kid)
         known = memory.entry(data.attempt)
-        if known is None:
+        if known is None or (voucher.operator and voucher.kid):
             binds = "" if voucher.operator else voucher.kid  # nobody ends what another key may begin
             await self.journal.call(
                 Journal.tombstone, data.run_id, data.attempt, data.deadline, self.now(), binds, said
@@ -350,6 +366,7 @@ class Attempts:
             log.info("attempt.tombstoned", trigger_id=data.trigger_id, by=data.TYPE)
             if not memory.tombstoned:
                 self.audit.obeyed(data, "tombstoned", voucher)
+        if known is None:
             return
         if not voucher.may_end(known.kid):
             self._not_theirs(data, command)
@@ -358,10 +375,10 @@ class Attempts:
             return
         await self._say_again(known, known.coordinator)
 
-    async def _answer(self, query: Query, voucher: Voucher) -> None:
-        report = await self._answers.to(query, voucher)
+    async def _answer(self, query: Query, command: Command) -> None:
+        report = await self._answers.to(query, command.voucher, command.hash)
         if query.settle and report.tombstoned:
-            self.audit.obeyed(query, "tombstoned", voucher)
+            self.audit.obeyed(query, "tombstoned", command.voucher)
         if len(self._tasks) < MAX_TASKS:
             self._spawn(self.voice.report(query.coordinator, report), f"report {query.query_id}")
         else:
@@ -398,7 +415,7 @@ class Attempts:
             JournalUnavailable: the journal cannot be read or written.
         """
         await self._executions.write_down()
-        ours = ChainMap[str, Any](self._executions.live, self._executions.unwritten, self._admitted)
+        ours = ChainMap[AttemptKey, Any](self._executions.live, self._executions.unwritten, self._admitted)
         await recover(self.journal, self._replies, self.now, ours, self.audit)
 
     async def raise_floor(self) -> None:

@@ -37,6 +37,10 @@ from agent.sidecar.voice import Outbox, Voice
 log = structlog.get_logger("podhook.attempts")
 
 
+#: Trigger id, and the key that signed it ("" if nobody did): ids are each key's own.
+AttemptKey = tuple[str, str]
+
+
 class Spawn(Protocol):
     """Starts a task that somebody owns."""
 
@@ -71,7 +75,7 @@ class Live:
 
 @dataclass(slots=True)
 class Executions:
-    """All attempts that are alive, by trigger id, and the outcomes of those that the journal could not take yet."""
+    """All attempts that are alive, and the outcomes of those that the journal could not take yet."""
 
     replies: Replies
     journal: JournalThread
@@ -82,13 +86,13 @@ class Executions:
     now: Callable[[], datetime]
     journal_failed: Callable[[JournalUnavailable], None]
     audit: Audit
-    live: dict[str, Live] = field(default_factory=dict)
-    unwritten: dict[str, tuple[Trigger, OutcomeMessage]] = field(default_factory=dict)
+    live: dict[AttemptKey, Live] = field(default_factory=dict)
+    unwritten: dict[AttemptKey, tuple[Trigger, OutcomeMessage]] = field(default_factory=dict)
 
     def begin(self, trigger: Trigger, trigger_hash: str, kid: str, prepared: Prepared) -> None:
         """The journal has it: go on with it in a task of its own. `kid` is the key that signed it, or ""."""
         stop = Stop(trigger.timeout_seconds)
-        live = self.live[trigger.trigger_id] = Live(trigger, trigger_hash, kid, prepared, stop)
+        live = self.live[trigger.trigger_id, kid] = Live(trigger, trigger_hash, kid, prepared, stop)
         live.task = self.spawn(self._attempt(live), f"attempt {trigger.trigger_id}")
 
     def at_hand(self) -> list[AttemptReport]:
@@ -117,9 +121,10 @@ class Executions:
                 targets=trigger.targets,
                 issued_at=trigger.issued_at,
                 deadline=trigger.deadline,
+                key_id=kid or None,
                 outcome=ended,
             )
-            for trigger, ended in self.unwritten.values()
+            for (_, kid), (trigger, ended) in self.unwritten.items()
         ]
 
     def up_to(self, command: Cancel) -> list[Live]:
@@ -127,16 +132,20 @@ class Executions:
         of_run = (live for live in self.live.values() if live.trigger.run_id == command.run_id)
         return [live for live in of_run if live.trigger.attempt <= command.attempt]
 
+    def of(self, trigger_id: str) -> list[Live]:
+        """The attempts of this id that are alive, whichever key began them."""
+        return [live for (each, _), live in self.live.items() if each == trigger_id]
+
     async def write_down(self) -> None:
         """The journal works again: record what ended meanwhile.
 
         Raises:
             JournalUnavailable: it does not.
         """
-        for trigger_id, (_, outcome) in list(self.unwritten.items()):
+        for key, (_, outcome) in list(self.unwritten.items()):
             with contextlib.suppress(IllegalMove):  # it has an outcome already: the first one stays
-                await self.journal.call(Journal.finish, outcome.run_id, outcome.attempt, outcome, self.now())
-            del self.unwritten[trigger_id]
+                await self.journal.call(Journal.finish, outcome, self.now())
+            del self.unwritten[key]
 
     async def end(self, grace_seconds: float) -> None:
         """Let what runs go on for `grace_seconds`, then stop it; what waits for its go does not begin any more."""
@@ -165,7 +174,7 @@ class Executions:
                     heartbeat.cancel()
             await self._finish(live, result)
         finally:
-            self.live.pop(trigger.trigger_id, None)
+            self.live.pop((trigger.trigger_id, live.kid), None)
 
     async def _until_started(self, live: Live) -> Result | None:
         """None when the action may begin; otherwise how the attempt ended without it."""
@@ -221,7 +230,7 @@ class Executions:
     async def _finish(self, live: Live, result: Result) -> None:
         trigger = live.trigger
         outcome = self.replies.outcome(trigger.run_id, trigger.attempt, live.hash, result)
-        recorded = await self._record(trigger, outcome)
+        recorded = await self._record(live, outcome)
         self.audit.ended(outcome, trigger.name)
         # A task of its own: the attempt has ended, whether the broker listens or not.
         self.spawn(self.outbox.send(trigger.coordinator, outcome, recorded=recorded), f"outcome {trigger.trigger_id}")
@@ -235,15 +244,15 @@ class Executions:
             duration_seconds=round(outcome.duration_seconds, 4),
         )
 
-    async def _record(self, trigger: Trigger, outcome: OutcomeMessage) -> bool:
+    async def _record(self, live: Live, outcome: OutcomeMessage) -> bool:
         """Write an outcome down; a second time without its output if the disk has no room for it."""
         for version in (outcome, without_output(outcome)):
             try:
-                await self.journal.call(Journal.finish, outcome.run_id, outcome.attempt, version, self.now())
+                await self.journal.call(Journal.finish, version, self.now())
                 return True
             except JournalUnavailable as error:
                 failed = error
-        self.unwritten[outcome.trigger_id] = trigger, outcome
+        self.unwritten[outcome.trigger_id, live.kid] = live.trigger, outcome
         self.journal_failed(failed)
         log.error("outcome.not_recorded", trigger_id=outcome.trigger_id, error=str(failed))
         return False

@@ -14,6 +14,7 @@ from agent.contract.states import AttemptState, Outcome
 from agent.journal import Entry, Journal, JournalThread
 from agent.pod.processes import kill_left_over
 from agent.sidecar.audit import Audit
+from agent.sidecar.executions import AttemptKey
 from agent.sidecar.replies import Replies, refused
 from agent.sidecar.runner import mark_of
 
@@ -21,9 +22,9 @@ log = structlog.get_logger("podhook.attempts")
 
 
 async def recover(
-    journal: JournalThread, replies: Replies, now: Callable[[], datetime], alive: Container[str], audit: Audit
+    journal: JournalThread, replies: Replies, now: Callable[[], datetime], alive: Container[AttemptKey], audit: Audit
 ) -> None:
-    """End every attempt that the journal has as unfinished, except those in `alive` (trigger ids).
+    """End every attempt that the journal has as unfinished, except those in `alive`.
 
     What was running is interrupted, and what it left running is ended; what waited for go certainly did not run.
 
@@ -32,15 +33,15 @@ async def recover(
     """
     for entry in await journal.call(Journal.unfinished):
         trigger_id = f"{entry.run_id}/{entry.attempt}"
-        if trigger_id in alive:
+        if (trigger_id, entry.kid) in alive:
             continue
         if entry.state is not AttemptState.READY and (
-            left := await kill_left_over(mark_of(replies.identity.pod_uid, trigger_id))
+            left := await kill_left_over(mark_of(replies.identity.pod_uid, trigger_id, entry.kid))
         ):
             log.warning("attempt.left_over_killed", trigger_id=trigger_id, processes=left)
         outcome = replies.outcome(entry.run_id, entry.attempt, entry.trigger_hash, _what_became(entry, replies))
         try:
-            await journal.call(Journal.finish, entry.run_id, entry.attempt, outcome, now())
+            await journal.call(Journal.finish, outcome, now())
         except IllegalMove:  # it ended while we looked
             continue
         audit.ended(outcome, entry.name, recovered=True)

@@ -71,11 +71,12 @@ class Prepared:
     reach: Reach = field(default_factory=Reach)
     policy: Policy | None = None
     redactor: Redactor = field(default_factory=Redactor, repr=False)
+    kid: str = ""
 
 
-def mark_of(pod_uid: str, trigger_id: str) -> str:
-    """What tells the processes of one attempt in one pod from all others."""
-    return f"{pod_uid}/{trigger_id}"
+def mark_of(pod_uid: str, trigger_id: str, kid: str) -> str:
+    """What tells the processes of one attempt in one pod from all others. Ids are each key's own."""
+    return f"{pod_uid}/{trigger_id}/{kid}" if kid else f"{pod_uid}/{trigger_id}"
 
 
 class Runner:
@@ -110,8 +111,8 @@ class Runner:
         least = policy.limits.concurrency if policy is not None else None
         return limit if least is None else min(limit, least)
 
-    async def prepare(self, trigger: Trigger) -> Prepared:
-        """Check everything that can be checked without doing it.
+    async def prepare(self, trigger: Trigger, kid: str = "") -> Prepared:
+        """Check everything that can be checked without doing it. `kid` is the key that signed it, or "".
 
         Raises:
             Refusal: something that is asked for does not exist here, is not allowed, or is not built yet.
@@ -140,6 +141,7 @@ class Runner:
             decision.reach,
             policy=policy,
             redactor=redactor,
+            kid=kid,
         )
 
     async def _resolved(self, trigger: Trigger, action: Action) -> tuple[Asked, bool]:
@@ -218,7 +220,7 @@ class Runner:
         if prepared.own and minimal:
             inherited = {"PATH": MINIMAL_PATH.decode(), "HOME": inherited.get("HOME", "/")}
         given = {variable.name: variable.value for variable in wanted.env or []}
-        mark = mark_of(trigger.pod_uid, trigger.trigger_id)
+        mark = mark_of(trigger.pod_uid, trigger.trigger_id, prepared.kid)
         own = {"PODHOOK_RUN_ID": trigger.run_id, "PODHOOK_TRIGGER_ID": trigger.trigger_id, MARK_VARIABLE: mark}
         return ExecOptions(
             container=prepared.container,

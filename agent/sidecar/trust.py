@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +21,15 @@ MAX_FILES = 256
 
 @dataclass(frozen=True, slots=True)
 class Voucher:
-    """Who vouches for a command: a key by its thumbprint; "" is whoever reaches the broker, where that is enough."""
+    """Who vouches for a command: a key by its thumbprint; "" is whoever reaches the broker, where that is enough.
+
+    `since` is when the key came to be trusted, if that was while the agent ran.
+    """
 
     kid: str = ""
     name: str = ""
     operator: bool = True
+    since: datetime | None = None
 
     def may_end(self, kid: str) -> bool:
         """Whether it may speak of what this other key began: its own, or any as an operator."""
@@ -41,6 +47,7 @@ class Trust:
     namespace: str
     keys: Keyring | None
     allow_unsigned: bool
+    since: Mapping[str, datetime] = field(default_factory=dict)
 
     @property
     def closed(self) -> bool:
@@ -77,7 +84,8 @@ class Trust:
                 f"key {verified.key} may not command namespace {self.namespace!r} (only: "
                 f"{', '.join(sorted(verified.key.namespaces or ()))}); sign with another, or add it to the key's file",
             )
-        return verified.payload, voucher_of(verified.key)
+        key = verified.key
+        return verified.payload, Voucher(key.kid, key.name, key.operator, self.since.get(key.kid))
 
     @staticmethod
     def peek(payload: bytes) -> bytes | None:
@@ -92,11 +100,6 @@ class Trust:
             return None
 
 
-def voucher_of(key: TrustedKey) -> Voucher:
-    """What a verified key vouches for."""
-    return Voucher(key.kid, key.name, operator=key.operator)
-
-
 def _looks_signed(payload: bytes) -> bool:
     """A JWS begins with the base64 of `{`, a CloudEvent with the character itself."""
     return payload[:2] == b"ey"
@@ -109,9 +112,11 @@ class TrustedKeys:
     breaking it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, now: Callable[[], datetime]) -> None:
         self._path = path
+        self._now = now
         self._seen: object = None
+        self.since: dict[str, datetime] = {}
         self.keyring: Keyring | None = None
         self.problem: str | None = None
 
@@ -128,7 +133,8 @@ class TrustedKeys:
         texts, stamp = _read(files, problems)
         if (stamp, tuple(problems)) == self._seen:
             return False
-        self._seen = stamp, tuple(problems)
+        first, self._seen = self._seen is None, (stamp, tuple(problems))
+        known = {key.kid for key in self.keyring or ()}
         keys: list[TrustedKey] = []
         for path, text in texts.items():
             try:
@@ -140,6 +146,10 @@ class TrustedKeys:
         except InvalidKey as error:
             self.keyring = None
             problems.append(str(error))
+        present = {key.kid for key in self.keyring or ()}
+        if not first:
+            self.since |= dict.fromkeys(present - known, self._now())
+        self.since = {kid: since for kid, since in self.since.items() if kid in present}
         self.problem = f"trusted keys: {'; '.join(problems)}" if problems else None
         return True
 

@@ -223,6 +223,6 @@ class Outbox:
             self._delivered.add(pending.key)
         if pending.recorded:
             try:
-                await self.journal.call(Journal.delivered, outcome.run_id, outcome.attempt)
+                await self.journal.call(Journal.delivered, outcome)
             except JournalUnavailable as error:
                 log.warning("outcome.delivery_not_noted", trigger_id=outcome.trigger_id, error=str(error))

@@ -170,6 +170,7 @@ SAMPLES: dict[str, Message] = {
                 key_id="xS2w4RZpCzeAB3q0HLUf8VmnHGnMTA1KE4sqKsc3WIg",
             ),
         ],
+        query_hash="ef" * 32,
         tombstoned=True,
         tombstoned_for="xS2w4RZpCzeAB3q0HLUf8VmnHGnMTA1KE4sqKsc3WIg",
         cannot_tell="asked about another pod uid",

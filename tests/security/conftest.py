@@ -92,6 +92,7 @@ class Realm:
             "source": "/coordinators/test",
             "time": now,
             "event_id": str(uuid.uuid4()),
+            "issuer": pair(key).kid,
             "audience": f"{agent.namespace}/{agent.pod}/{agent.uid}",
             "expires": expires,
             **changes,
