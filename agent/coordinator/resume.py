@@ -233,7 +233,7 @@ class Resumption:
         nobody = f"; offline, silent, or cannot tell: {unheard}" if unheard else ""
         if not picture.known:
             if self._unconfirmed:
-                return ErrorDetail(code="unconfirmed", message=self._why_unconfirmed())
+                return ErrorDetail(code="unconfirmed", message=self._why_unconfirmed(nobody))
             buried = "; if it comes, they refuse it" if self._unconfirmed is not None else ""
             text = f"no agent that answered knows run {self.run_id}{buried}{nobody}"
             return ErrorDetail(code="unknown_run", message=text)
@@ -242,7 +242,7 @@ class Resumption:
             text = f"several keys have begun a run of this id: {keys}; ask with the key whose run is meant"
             return ErrorDetail(code="contradictory", message=text)
         if self._unconfirmed:
-            return ErrorDetail(code="unconfirmed", message=self._why_unconfirmed())
+            return ErrorDetail(code="unconfirmed", message=self._why_unconfirmed(nobody))
         if picture.aims is None:
             return ErrorDetail(code="contradictory", message="its targets do not agree on which targets the run has")
         if picture.aims.strategy == "ExecuteOnAll" and picture.missing and self._unconfirmed is None:
@@ -253,13 +253,13 @@ class Resumption:
             return ErrorDetail(code="missing_outcomes", message=text)
         return None
 
-    def _why_unconfirmed(self) -> str:
+    def _why_unconfirmed(self, nobody: str) -> str:
         """Who may still start something of a run that was cancelled."""
         unconfirmed = self._unconfirmed or ()
         one_key = "" if self._stops_anybody else "; only an operator's key stops what another key began"
         return (
             f"{len(unconfirmed)} agents did not confirm that nothing of the run starts there any more: "
-            f"{_names(unconfirmed)}; what is on its way to them can start until its deadline{one_key}"
+            f"{_names(unconfirmed)}; what is on its way to them can start until its deadline{one_key}{nobody}"
         )
 
     # -- cancelling

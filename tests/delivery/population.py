@@ -25,7 +25,7 @@ from pathlib import Path
 from agent.bus.broker import parse_broker
 from agent.bus.link import Link
 from agent.bus.types import Delivery, LinkOptions, Publication
-from agent.contract.events import Kinds, open_event, seal
+from agent.contract.events import Kinds, digest, open_event, seal
 from agent.contract.messages import COMMANDS, AttemptReport, Message, OutcomeMessage, Presence, Query, Report, Trigger
 from agent.contract.states import AttemptState, Outcome
 from agent.contract.topics import Topics
@@ -95,7 +95,7 @@ class Household:
                 if self.said:
                     await self.say(pod, message.run_id)
             elif isinstance(message, Query):
-                report = sealed(self.report(pod, message))
+                report = sealed(self.report(pod, message, digest(event.payload)))
                 topic = self.topics.reply(message.coordinator, message.query_id, self.namespace, pod)
                 await self.link.publish(Publication(topic, report))
             event.ack()
@@ -120,7 +120,7 @@ class Household:
         topic, payload, _ = self.outcomes[pod, run_id]
         await self.link.publish(Publication(topic, payload))
 
-    def report(self, pod: str, query: Query) -> Report:
+    def report(self, pod: str, query: Query, query_hash: str) -> Report:
         """What this agent's journal would say."""
         known = self.outcomes.get((pod, query.run_id))
         entries = []
@@ -137,6 +137,7 @@ class Household:
             ]
         return Report(
             query_id=query.query_id,
+            query_hash=query_hash,
             run_id=query.run_id,
             namespace=self.namespace,
             pod=pod,
