@@ -25,7 +25,7 @@ from agent.contract.signing.keys import parse_signing_key, parse_trusted_keys, p
 from agent.coordinator import trust as coordinators
 from agent.pod.identity import Identity, parse_description, parse_labels
 from agent.sidecar.inbox import Command, InvalidTrigger, open_command
-from agent.sidecar.policy import Asked, judge, load_policy
+from agent.sidecar.policy import Asked, Policy, judge, load_policy
 from agent.sidecar.policy.judge import hook_action, judge_redirect
 from agent.sidecar.policy.summary import notes, summary
 from agent.sidecar.trust import Trust
@@ -195,30 +195,48 @@ def to_yaml(document: Any) -> str:
     return yaml.safe_dump(document, allow_unicode=True)
 
 
-def judges(drawn: tuple[Any, Any, str, dict[str, str]]) -> None:
-    """A policy, or InvalidPolicy; and of a policy a yes or no to any action, redirect and hook of its catalogue."""
-    document, action, text, params = drawn
+LOADED = [None, *(load_policy(to_yaml(each)) for each in POLICIES)]
+JUDGED = [Action.model_validate(each) for each in ACTIONS]
+
+
+def policies(text: str | bytes) -> None:
+    """A policy, or InvalidPolicy with reasons; and a policy can be told, and says yes or no to whatever is asked."""
+    test_document.reads(text)
     try:
-        policy = load_policy(to_yaml(document))
-    except InvalidPolicy as error:
-        assert error.problems
+        policy = load_policy(text)
+    except InvalidPolicy:
         return
     assert all(isinstance(line, str) for line in [*summary(policy), *notes(policy)])
-    wanted = []
+    for action in JUDGED:
+        _judged(policy, action, "", "/backup/../x")
+    for name in policy.catalogue:
+        for params in ({}, {"database": "shop"}, {"database": "shop", "jobs": "2", "verbose": "true"}):
+            _of_catalogue(policy, name, params)
+
+
+def judges(drawn: tuple[Policy | None, Any, str, dict[str, str]]) -> None:
+    """Any action and any parameters get a yes or a no."""
+    policy, document, text, params = drawn
     with contextlib.suppress(ValidationError):
-        wanted.append((Action.model_validate(action), ""))
-    for name in [*policy.catalogue, text]:
-        with contextlib.suppress(Refusal):
-            wanted.append((hook_action(policy, name, params), name))
-    for each, hook in wanted:
-        for address in ("10.9.8.7", "fd00::1", "", text):
-            asked = Asked(each, container="mysql", port=80, hook=hook, timeout_seconds=1, pod_address=address)
-            decision = judge(policy, asked)
-            assert decision.rule
-            assert decision.allowed or decision.refusal.message
-            if each.http_get or each.http_post:
-                with contextlib.suppress(Refusal):
-                    judge_redirect(policy, asked, "GET", 80, text)
+        _judged(policy, Action.model_validate(document), "", text)
+    for name in [*(policy.catalogue if policy else ()), text]:
+        _of_catalogue(policy, name, params)
+
+
+def _of_catalogue(policy: Policy | None, name: str, params: dict[str, str]) -> None:
+    with contextlib.suppress(Refusal):
+        _judged(policy, hook_action(policy, name, params), name, "")
+
+
+def _judged(policy: Policy | None, action: Action, hook: str, text: str) -> None:
+    for address in ("10.9.8.7", "fd00::1", text):
+        asked = Asked(action, container="mysql", port=80, hook=hook, timeout_seconds=1, pod_address=address)
+        decision = judge(policy, asked)
+        assert decision.rule
+        assert decision.allowed or decision.refusal.message
+        if action.http_get or action.http_post:
+            with contextlib.suppress(Refusal):
+                judge_redirect(policy, asked, "GET", 80, text)
 
 
 # -- keys, and the files of a pod
@@ -263,10 +281,19 @@ def pod_files(text: bytes) -> None:
 
 WORD_TEXT = st.lists(st.sampled_from([word.decode(errors="replace") for word in WORDS]), max_size=15).map("".join)
 TEXT = st.text(max_size=100) | WORD_TEXT
+PARAMS = st.fixed_dictionaries(
+    {"database": st.sampled_from(["shop", "a_1", ""]) | TEXT},
+    optional={
+        "format": st.sampled_from(["plain", "custom"]) | TEXT,
+        "jobs": st.integers(0, 9).map(str) | TEXT,
+        "verbose": st.sampled_from(["true", "false"]) | TEXT,
+    },
+) | st.dictionaries(st.sampled_from(["database", "x"]), TEXT, max_size=2)
 SELECTOR_WORDS = ("a", "bb", "x/y", "=", "==", "!=", "in", "notin", "(", ")", ",", "!", "exists", "-1", "_")
 SELECTORS = TEXT | st.lists(st.sampled_from(SELECTOR_WORDS), max_size=20).map(" ".join)
 DURATION_WORDS = ("0", "1", "12.5", ".5", "h", "m", "s", "ms", "us", "µs", "ns", "-", "+", "1e9", "999999999999")
-DURATIONS = TEXT | st.lists(st.sampled_from(DURATION_WORDS), max_size=8).map("".join)
+DURATION_PARTS = ("1h", "30m", "1.5s", "07ms", "0", "0s", ".5us", "9999999999h", "1m", *DURATION_WORDS)
+DURATIONS = TEXT | st.lists(st.sampled_from(DURATION_PARTS), max_size=4).map("".join)
 
 
 def inner(test: Callable[..., None]) -> Callable[..., object]:
@@ -288,14 +315,14 @@ HARNESSES = (
     Harness("commands-damaged", damaged([*GOOD, *OTHERS]), damaged_commands),
     Harness("replies", ANY_BYTES | damaged(sorted(SAID)) | st.sampled_from(sorted(SAID)), replies),
     Harness("hooks", ANY_BYTES | damaged(GUIDE) | altered(HOOKS).map(to_yaml), test_templates.load_or_explain),
-    Harness("policy", ANY_BYTES | damaged([EXAMPLE.encode()]) | altered(POLICIES).map(to_yaml), test_document.reads),
+    Harness("policy", ANY_BYTES | damaged([EXAMPLE.encode()]) | altered(POLICIES).map(to_yaml), policies),
     Harness(
         "judge",
         st.tuples(
-            st.sampled_from(POLICIES) | altered(POLICIES),
-            altered(ACTIONS),
+            st.sampled_from(LOADED),
+            altered(ACTIONS) | st.sampled_from(ACTIONS),
             TEXT,
-            st.dictionaries(st.sampled_from(["database", "level", "x"]), TEXT, max_size=3),
+            PARAMS,
         ),
         judges,
     ),
