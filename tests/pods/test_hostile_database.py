@@ -303,7 +303,7 @@ async def signed(broker: Pod, pod: Pod, directory: Path, container: str, *comman
 
 
 async def test_the_databases_user_gets_no_key_no_memory_and_nobodys_process(pod: Pod, broker_pod: Pod, tmp_path: Path):
-    """Fails with AGENT_UID = 999 in supervisor, and with PR_SET_DUMPABLE 1 and a root that holds its capabilities."""
+    """Fails with AGENT_UID = 999 in supervisor."""
     await heard_of(broker_pod, pod)
     before = await family(pod)
     idle = children(before.launcher)
@@ -342,7 +342,10 @@ async def test_a_hook_in_the_agents_own_container_reads_no_key_that_is_the_agent
 async def test_a_database_that_is_root_gets_the_key_and_that_is_granted(
     as_root: Pod, broker_pod: Pod, keys: Path
 ) -> None:
-    """SECURITY.md grants it everything. If this fails, the kernel or podhook became stricter: say less there."""
+    """SECURITY.md grants it everything; if it gets no key any more, say less there.
+
+    `before` fails without PR_SET_DUMPABLE in kernel.harden.
+    """
     await heard_of(broker_pod, as_root)
     assert SECRET not in as_root.exec("database", "cat", "/proc/self/environ").stdout, "it is another container"
     ran = as_root.exec(
