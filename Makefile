@@ -23,6 +23,8 @@ PYTEST_ARGS ?=
 # The fault harness: how long, and the plan's seed (empty: a random one, printed).
 FAULTS_SECONDS ?= 600
 FAULTS_SEED ?=
+# The fuzzers: how long for all of them together.
+FUZZ_SECONDS ?= 600
 comma := ,
 
 # $(call needs,command,debian-package,what-for): install it where we may, otherwise say what to install.
@@ -38,7 +40,7 @@ if ! PATH="$$PATH:/usr/sbin:/sbin" command -v $(1) >/dev/null; then \
 fi
 endef
 
-.PHONY: help demo test test-pods test-faults pods-ready lint format bench constraints sbom audit clean
+.PHONY: help demo test test-pods test-faults fuzz pods-ready lint format bench constraints sbom audit clean
 
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -58,6 +60,9 @@ test-pods: $(VENV)/dev.stamp pods-ready ## Run the tests with real containers on
 test-faults: $(VENV)/dev.stamp ## Kill, freeze, cut and fill for ten minutes, and see what held (FAULTS_SECONDS=600 FAULTS_SEED=)
 	@$(call needs,mosquitto,mosquitto,the broker of the tests)
 	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m tests.faults --seconds $(FAULTS_SECONDS) $(if $(FAULTS_SEED),--seed $(FAULTS_SEED))
+
+fuzz: $(VENV)/dev.stamp ## Try to make podhook answer wrongly to what it reads, for ten minutes (FUZZ_SECONDS=600)
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 # What the tests with real containers need: podman, and images that are made once and kept (three minutes, then a second).
 # PODHOOK_TEST_BASE_IMAGE=python:3.13-slim takes that image for a base instead of making one with debootstrap.
