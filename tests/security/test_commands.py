@@ -146,6 +146,7 @@ async def test_stripping_a_signature_does_not_make_the_agent_deny_what_it_runs(r
     assert code(first) == "unsigned"
     second = await realm.client.outcome(sent, count=2)
     assert second.outcome == "succeeded", agent.tail()
+    assert tally.runs == 1, "of the two only the signed one runs"
     assert first.trigger_hash != second.trigger_hash, "the stripped copy's refusal names the signed trigger"
 
 
