@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from agent.contract.messages import Presence
     from agent.coordinator import Coordinator
 
+UNSIGNED_SENTENCE = "it obeys whoever reaches the broker (PODHOOK_ALLOW_UNSIGNED); give it PODHOOK_TRUSTED_KEYS instead"
 CLOCK_SENTENCE = "its clock is {skew:+.0f} s from this machine's: beyond 30 s triggers are refused; set both clocks"
 
 
@@ -136,7 +137,8 @@ def _print_table(presences: list[Presence], clocks: Mapping[tuple[str, str], flo
     for presence in presences:
         skew = clocks.get((presence.namespace, presence.pod), 0)
         far = [CLOCK_SENTENCE.format(skew=skew)] if abs(skew) > CLOCK_TOLERANCE_SECONDS else []
-        for problem in (*presence.problems, *far):
+        open_to_all = [UNSIGNED_SENTENCE] if presence.unsigned and presence.state == "online" else []
+        for problem in (*presence.problems, *open_to_all, *far):
             sentence = f"{presence.namespace}/{presence.pod}: {problem}"
             console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 

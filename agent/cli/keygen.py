@@ -61,6 +61,7 @@ def command(
             if path.exists():
                 raise BadInput(f"{path} exists, and a key is never overwritten; choose another name or remove it")
         try:
+            directory.mkdir(parents=True, exist_ok=True)
             _write(secret, private_text(key), 0o600)
             _write(public, public_text(key, namespaces=allowed, operator=operator), 0o644)
         except OSError as error:

@@ -199,8 +199,13 @@ def command_environment() -> dict[str, str]:
 
 
 def own_secrets() -> list[bytes]:
-    """Secrets in the agent's own environment, its settings included (the broker's password in PODHOOK_BROKER)."""
-    return [secret for name, value in os.environb.items() for secret in secrets_of(name, value)]
+    """Secrets in the agent's own environment. Of its settings only the broker has one, a password in the URL.
+
+    The others that are named like secrets are paths of files, which an error must be able to name.
+    """
+    ours, broker = ENV_PREFIX.encode(), b"PODHOOK_BROKER"
+    foreign = ((name, value) for name, value in os.environb.items() if name == broker or not name.startswith(ours))
+    return [secret for name, value in foreign for secret in secrets_of(name, value)]
 
 
 def _default_state_dir() -> Path:

@@ -16,7 +16,7 @@ from agent.bus.link import Link
 from agent.bus.types import Delivery, LinkOptions, Publication
 from agent.contract.errors import BadInput, InvalidHook, LinkDown
 from agent.contract.events import CONTENT_TYPE, Kinds, open_event, seal
-from agent.contract.messages import COMMANDS, Go, OutcomeMessage, Trigger
+from agent.contract.messages import COMMANDS, Go, OutcomeMessage, Report, Trigger
 from agent.contract.states import Outcome
 from agent.contract.templates import load_hooks
 from agent.contract.topics import Topics
@@ -647,6 +647,34 @@ async def test_a_forged_outcome_concludes_nothing(fleet, diary, kind):
     assert [each.result.exit_code for each in run.targets] == [7, 7]
     reached_the_run = [] if kind == "another agent's topic" else ["db-0", "db-1"]  # that one is no reply at all
     assert sorted(heard.of("dropped")) == reached_the_run
+
+
+@pytest.mark.parametrize("query_hash", [None, "ab" * 32])
+async def test_a_report_that_answers_no_question_of_ours_concludes_nothing(fleet, diary, query_hash):
+    """Somebody else may have asked, in our name, and so got a true answer to another question."""
+    await fleet.start("db-0")
+    said = asyncio.Event()
+    async with Ear(fleet) as ear:
+
+        async def forge(trigger, payload):
+            report = Report(
+                query_id=trigger.run_id,
+                query_hash=query_hash,
+                run_id=trigger.run_id,
+                namespace="default",
+                pod="db-0",
+                pod_uid=trigger.pod_uid,
+                attempt=1,
+                attempts=[],
+                tombstoned=True,
+            )
+            await ear.say(ear.reply_topic(trigger, "default", "db-0"), report)
+            said.set()
+
+        ear.on_trigger = forge
+        run = await fleet.run(sh(f"{diary.note()}; sleep 1"))
+        assert said.is_set()
+    assert (run.verdict, len(diary.lines)) == (Verdict.SUCCEEDED, 1), run
 
 
 async def test_a_run_while_the_broker_is_away_triggers_nothing_and_says_so(fleet, diary):
