@@ -106,7 +106,11 @@ def load_agent_keys(directory: Path) -> dict[str, Keyring]:
         raise InvalidKey(
             f"there is no agent key in {directory}; put the public key of each namespace there, NAMESPACE.pub"
         )
-    return {namespace: Keyring(found) for namespace, found in keys.items()}
+    rings = {namespace: Keyring(found) for namespace, found in keys.items()}
+    for namespace, ring in rings.items():
+        if ring.contradictions:
+            raise InvalidKey(f"agent keys of namespace {namespace}: {'; '.join(ring.contradictions)}")
+    return rings
 
 
 def _read(path: Path) -> bytes:

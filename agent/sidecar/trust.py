@@ -136,7 +136,9 @@ class TrustedKeys:
             except InvalidKey as error:
                 problems.append(str(error))
         try:
-            self.keyring = Keyring(keys) if keys else None
+            ring = Keyring(keys)
+            self.keyring = ring if len(ring) else None
+            problems += ring.contradictions
         except InvalidKey as error:
             self.keyring = None
             problems.append(str(error))
