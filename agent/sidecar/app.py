@@ -107,7 +107,7 @@ class Agent:
         self._labels_file = WatchedFile(settings.labels_file)
         self._pod_file = WatchedFile(settings.pod_file)
         self._agent_key_file = WatchedFile(settings.agent_key)
-        self._signature = Signature()
+        self._signature = Signature(configured=settings.agent_key is not None)
         self._trusted_keys = TrustedKeys(settings.trusted_keys) if settings.trusted_keys else None
         self._policy = PolicyFile(settings.policy)
         self._fallback_birth = now()

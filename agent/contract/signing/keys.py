@@ -140,13 +140,38 @@ def parse_signing_key(text: bytes | str, where: str) -> SigningKey:
     return _signing(_imported(document, where), _name(document, where))
 
 
+def parse_agent_keys(text: bytes | str, where: str) -> tuple[SigningKey, list[TrustedKey]]:
+    """Read an agent's key file: a private key, or a JWKS of which the first private key signs.
+
+    Returns the key that signs, and the public halves of all: those that agents of this namespace have now, have still,
+    or will have soon.
+
+    Raises:
+        InvalidKey: not such a file, or no private key in it; names `where`, and repeats nothing of the text.
+    """
+    document = _document(text, where)
+    if "keys" not in document:
+        key = parse_signing_key(text, where)
+        return key, [key.public]
+    listed = _listed(document, where)
+    signing = [parse_signing_key(json.dumps(one), at) for at, one in listed if "d" in one]
+    if not signing:
+        raise InvalidKey(f"{where} has no private key among its {len(listed)}; the first private one signs")
+    public = [_trusted(one, at) for at, one in listed if "d" not in one]
+    return signing[0], [*(key.public for key in signing), *public]
+
+
 def parse_trusted_keys(text: bytes | str, where: str) -> list[TrustedKey]:
     """Read a file of public keys: a JWK, or a JWKS (`{"keys": [...]}`).
 
     Raises:
         InvalidKey: not such a file, a private key, or rights that make no sense; names `where` and the key.
     """
-    document = _document(text, where)
+    return [_trusted(one, at) for at, one in _listed(_document(text, where), where)]
+
+
+def _listed(document: dict[str, Any], where: str) -> list[tuple[str, dict[str, Any]]]:
+    """The keys of a JWKS, or the one key that a file is; each with what to call it."""
     each = document.get("keys") if "keys" in document else [document]
     if not isinstance(each, list) or not all(isinstance(one, dict) for one in each):
         raise InvalidKey(f"{where}: keys must be a list of JSON Web Keys")
@@ -155,7 +180,7 @@ def parse_trusted_keys(text: bytes | str, where: str) -> list[TrustedKey]:
     if len(each) > MAX_KEYS:
         raise InvalidKey(f"{where} has {len(each)} keys; the limit is {MAX_KEYS}")
     many = len(each) > 1
-    return [_trusted(one, f"{where}, key {number}" if many else where) for number, one in enumerate(each, start=1)]
+    return [(f"{where}, key {number}" if many else where, one) for number, one in enumerate(each, start=1)]
 
 
 def _trusted(document: dict[str, Any], where: str) -> TrustedKey:
