@@ -53,10 +53,21 @@ def keeper_of(identity, facts):
     )
 
 
-def said(uid: str = UID, state: str = "online", *, born: datetime = BORN, retain: bool = False) -> Delivery:
+def said(
+    uid: str = UID,
+    state: str = "online",
+    *,
+    born: datetime = BORN,
+    retain: bool = False,
+    clock: datetime = NOW,
+    time: datetime = NOW,
+    started: datetime | None = None,
+) -> Delivery:
     """Somebody's presence as the broker hands it out; `retain` says that it stood there before."""
-    presence = Presence(namespace="shop", pod="db-0", pod_uid=uid, state=state, born_at=born, clock=NOW)
-    payload = seal(presence, source="/agents/shop/db-0", time=NOW, event_id=str(uuid.uuid4()))
+    presence = Presence(
+        namespace="shop", pod="db-0", pod_uid=uid, state=state, born_at=born, clock=clock, started_at=started
+    )
+    payload = seal(presence, source="/agents/shop/db-0", time=time, event_id=str(uuid.uuid4()))
     return Delivery(TOPIC, payload, qos=0, retain=retain)
 
 
@@ -93,11 +104,115 @@ async def test_what_is_not_true_any_more_is_contradicted(keeper, uid, state, bor
     assert not keeper.taken.done(), f"{what}: gave the name away"
 
 
+LONG = timedelta(seconds=31)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"clock": NOW - LONG, "time": NOW - LONG}, "said long ago, and repeated"),
+        ({"clock": NOW - LONG}, "of a clock that is behind"),
+        ({"clock": NOW + LONG, "time": NOW + LONG}, "of a clock that is ahead"),
+        ({"time": NOW - LONG}, "sealed long ago"),
+        ({"born": NOW + LONG}, "of somebody who is not born yet"),
+    ],
+)
+async def test_a_successor_must_speak_now(keeper, changes, what):
+    keeper.saw(said(HIGHER_UID, **{"born": LATER, **changes}))
+    assert (announces(keeper), keeper.taken.done()) == (True, False), what
+
+
+async def test_clocks_may_differ_a_little(keeper):
+    at = NOW + timedelta(seconds=29)
+    keeper.saw(said(HIGHER_UID, born=at, clock=at, time=at))
+    assert keeper.taken.result() == HIGHER_UID
+
+
+@pytest.mark.parametrize("born", [EARLIER, BORN, LATER, NOW])
+@pytest.mark.parametrize("started", [None, NOW - timedelta(seconds=1), NOW])
+async def test_our_own_earlier_life_does_not_send_us_away(keeper, born, started):
+    """Without a journal it was born when it started, which can be after the journal that we have."""
+    keeper.saw(said(UID, born=born, started=started))
+    assert (announces(keeper), keeper.taken.done()) == (True, False)
+
+
+@pytest.mark.parametrize("born", [EARLIER, LATER])
+async def test_of_two_agents_of_one_pod_the_one_that_started_later_stays(keeper, born):
+    keeper.saw(said(UID, born=born, started=NOW + timedelta(seconds=1)))
+    assert keeper.taken.result() == UID
+
+
+async def spoken(keeper, announcing, count: int = 1) -> list[Delivery]:
+    """What it says `count` times, as the broker hands it back."""
+    for _ in range(count):
+        before = len(announcing.publications)
+        keeper.announce()
+        await until(lambda before=before: len(announcing.publications) > before, "presence is published")
+    return [Delivery(TOPIC, each.payload, qos=1, retain=False) for each in announcing.publications[-count:]]
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
 @pytest.mark.parametrize("retain", [True, False])
-async def test_our_own_sentence_is_left_alone(keeper, retain):
-    keeper.will()  # as at every connection: it has spoken of itself
-    keeper.saw(said(retain=retain))
+async def test_our_latest_sentence_is_left_alone_however_often_it_comes(keeper, announcing, times, retain):
+    [latest] = await spoken(keeper, announcing)
+    latest.retain = retain
+    for _ in range(times):
+        keeper.saw(latest)
     assert (announces(keeper), keeper.taken.done()) == (False, False)
+
+
+async def test_our_sentences_may_come_back_late_and_make_no_loop(keeper, announcing):
+    """The broker is slow: each comes back after the next one was said. An answer to each would go on for ever."""
+    sentences = await spoken(keeper, announcing, 4)
+    for each in sentences:
+        keeper.saw(each)
+        assert not announces(keeper)
+
+
+async def test_an_older_sentence_of_our_own_is_contradicted_once_it_came_back(keeper, announcing):
+    """Somebody repeats what we said when we had other labels."""
+    old, latest = await spoken(keeper, announcing, 2)
+    keeper.saw(old)
+    keeper.saw(latest)
+    assert not announces(keeper)
+    keeper.saw(old)
+    assert (announces(keeper), keeper.taken.done()) == (True, False)
+
+
+async def test_our_latest_sentence_with_another_word_in_it_is_not_ours(keeper, announcing):
+    [latest] = await spoken(keeper, announcing)
+    keeper.saw(latest)
+    latest.payload = latest.payload.replace(b'"db"', b'"DB"')
+    keeper.saw(latest)
+    assert announces(keeper)
+
+
+async def test_what_is_older_than_what_came_back_is_a_repetition(keeper, announcing):
+    old, latest = await spoken(keeper, announcing, 2)
+    keeper.saw(latest)
+    keeper.saw(old)
+    assert announces(keeper)
+
+
+async def test_what_was_redelivered_is_answered_once_and_then_it_is_quiet(keeper, announcing):
+    """At QoS 1 whatever we did not acknowledge comes again on the next connection."""
+    redelivered = await spoken(keeper, announcing, 3)
+    for each in (*redelivered, *redelivered):
+        keeper.saw(each)
+    count = len(announcing.publications)
+    await until(lambda: len(announcing.publications) > count, "it is contradicted")
+    keeper.saw(Delivery(TOPIC, announcing.publications[-1].payload, qos=1, retain=False))
+    await asyncio.sleep(0.1)
+    assert len(announcing.publications) == count + 1
+
+
+async def test_what_never_comes_back_is_not_remembered_for_ever(keeper, announcing, monkeypatch):
+    monkeypatch.setattr(presence_module, "SAY_AGAIN_SECONDS", 0)
+    sentences = await spoken(keeper, announcing, presence_module.MAX_UNHEARD + 1)
+    keeper.saw(sentences[1])
+    assert not announces(keeper)
+    keeper.saw(sentences[0])
+    assert announces(keeper)
 
 
 @pytest.mark.parametrize("payload", JUNK)
