@@ -74,6 +74,12 @@ def peek(payload: bytes) -> bytes:
     return unverified(payload, limit_bytes=MAX_COMMAND_BYTES)
 
 
+def printable(text: str, limit: int = 400) -> str:
+    """A sentence that repeats what a stranger wrote, fit for a terminal and a line of a log."""
+    shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text[:limit])
+    return shown if len(text) <= limit else f"{shown}..."
+
+
 def load_key(path: Path) -> SigningKey:
     """A coordinator's private key. Raises InvalidKey, naming the file."""
     from agent.contract.signing.keys import parse_signing_key  # noqa: PLC0415
