@@ -270,5 +270,5 @@ def _doubts(selection: Selection) -> str:
     names = ", ".join(map(str, selection.doubted[:20]))
     return (
         f"what stands for the presence of {len(selection.doubted)} pods does not verify: {names}. `podhook agents` "
-        "says why; give the right --agent-keys, or clear it with `podhook agents --prune` (who lives says its own again)"
+        "says why; give the right --agent-keys, or clear it with `podhook agents --prune` (who lives says it again)"
     )
