@@ -497,7 +497,11 @@ class Agent:
         self._problem("users", OUR_USER_PROBLEM.format(containers=ours) if ours else None)
 
     def _problem(self, name: str, sentence: str | None) -> None:
-        """Note what needs somebody's hands, or that it is mended; said in the log and in presence, once."""
+        """Note what needs somebody's hands, or that it is mended; said in the log and in presence, once.
+
+        A file's name may be no text (bytes that are not UTF-8); what goes out is.
+        """
+        sentence = sentence and sentence.encode("utf-8", "backslashreplace").decode()
         if self._facts.problems.get(name) == sentence:
             return
         if sentence is None:

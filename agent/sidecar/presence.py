@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import structlog
 
@@ -24,11 +25,16 @@ from agent.sidecar.trust import Signature
 
 log = structlog.get_logger("podhook.presence")
 
+T = TypeVar("T")
+
 _KINDS = Kinds.of(Presence)
 #: Said again at most this often when somebody else writes to our topic.
 SAY_AGAIN_SECONDS = 1.0
 #: Of what we said and did not hear come back yet, this much is remembered; hearing one ends the wait for those before.
 MAX_UNHEARD = 64
+#: What presence tells of the rest at most, in characters or bytes: an outsized one is refused by brokers and readers.
+MAX_PROBLEM_CHARACTERS = 1000
+MAX_PROBLEMS_BYTES = MAX_CONTAINERS_BYTES = MAX_OWNERS_BYTES = 16 * 1024
 _TOLERANCE = timedelta(seconds=CLOCK_TOLERANCE_SECONDS)
 
 
@@ -72,7 +78,10 @@ class PresenceKeeper:
         self.taken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def will(self) -> Will:
-        """What the broker says when we vanish."""
+        """What the broker says when we vanish: the names and labels by which runs miss us, and no more.
+
+        MQTT has room for 65,535 bytes of it (section 3.1.3.3), and what was wrong or who else was in the pod is past.
+        """
         return Will(self.topic, self._sealed("offline"))
 
     def announce(self) -> None:
@@ -150,6 +159,14 @@ class PresenceKeeper:
         later = (presence.born_at, presence.pod_uid) > (self._born_at(), self._identity.pod_uid)
         return later and presence.born_at - now <= _TOLERANCE
 
+    def _more(self) -> dict[str, Any]:
+        facts = self._facts
+        return {
+            "containers": _within(MAX_CONTAINERS_BYTES, facts.containers, _size),
+            "owners": _within(MAX_OWNERS_BYTES, facts.owners, lambda owner: len(owner.model_dump_json().encode())),
+            "problems": _bounded(facts.problems.values()),
+        }
+
     def _sealed(self, state: Literal["online", "offline"]) -> bytes:
         presence = Presence(
             namespace=self._identity.namespace,
@@ -161,13 +178,40 @@ class PresenceKeeper:
             version=__version__,
             started_at=self._started_at,
             labels=self._facts.labels,
-            containers=self._facts.containers,
-            owners=self._facts.owners,
             unsigned=self._unsigned,
-            problems=list(self._facts.problems.values()),
+            **(self._more() if state == "online" else {}),
         )
         said = seal(presence, source=self._identity.source, time=self._now(), event_id=str(uuid.uuid4()))
         return self._signature.sign(said)
+
+
+def _within(limit_bytes: int, each: Iterable[T], size: Callable[[T], int]) -> list[T]:
+    """As many from the first on as fit."""
+    kept: list[T] = []
+    for one in each:
+        limit_bytes -= size(one)
+        if limit_bytes < 0:
+            break
+        kept.append(one)
+    return kept
+
+
+def _bounded(problems: Iterable[str]) -> list[str]:
+    """Sentences that fit into a presence; the rest is counted."""
+    sentences = [
+        text
+        if len(text) <= MAX_PROBLEM_CHARACTERS
+        else f"{text[:MAX_PROBLEM_CHARACTERS]}... (whole in the agent's log)"
+        for text in problems
+    ]
+    kept = _within(MAX_PROBLEMS_BYTES, sentences, _size)
+    more = len(sentences) - len(kept)
+    return [*kept, f"and {more} more problems; see the agent's log"] if more else kept
+
+
+def _size(text: str) -> int:
+    """Bytes in JSON, a comma and a space included."""
+    return len(json.dumps(text, ensure_ascii=False).encode()) + 2
 
 
 def _hash(payload: bytes) -> bytes:

@@ -7,19 +7,23 @@ import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from agent.bus.types import Delivery, Publication
-from agent.contract.errors import LinkDown, PublishRefused
+from agent.contract.errors import InvalidSettings, LinkDown, PublishRefused
 from agent.contract.events import Kinds, open_event, seal
 from agent.contract.messages import Owner, Presence
+from agent.contract.signing.keys import private_text
 from agent.contract.topics import Topics
-from agent.pod.identity import Identity
+from agent.coordinator.trust import peek
+from agent.pod.identity import Identity, parse_labels
 from agent.sidecar import presence as presence_module
 from agent.sidecar.presence import PresenceFacts, PresenceKeeper
 from agent.sidecar.trust import Signature
 from tests.contract.samples import SAMPLES, sealed
+from tests.contract.signing.keys import pair
 from tests.strays import until
 
 UID = "6f1c3c52-7a5b-4a3f-9d52-0c9f4f6f9a01"
@@ -360,3 +364,61 @@ async def test_nothing_is_said_beside_a_successor(keeper, announcing):
 @pytest.mark.parametrize("error", [LinkDown("gone"), PublishRefused(TOPIC, 0x87, "not authorized")])
 async def test_a_goodbye_that_cannot_be_said_holds_nobody_up(keeper, error):
     await keeper.say_goodbye(Published(error=error))
+
+
+# --- how much it says
+
+#: What MQTT can carry as a will, and what coordinators read at most.
+WILL_BYTES, READ_BYTES = 65_535, 256 * 1024
+
+
+@pytest.fixture
+async def overfull() -> PresenceKeeper:
+    """As much of everything as there can be, in characters of many bytes, and signed."""
+    labels = {f"{'k' * 250}{number:03}/{'n' * 63}": "v" * 63 for number in range(60)}
+    assert parse_labels("".join(f'{key}="{value}"\n' for key, value in labels.items())) == labels
+    facts = PresenceFacts(
+        labels=labels,
+        containers=["c" * 253 + str(number) for number in range(1000)],
+        owners=[Owner(api_version="v" * 1000, kind="k" * 1000, name="n" * 1000) for _ in range(1000)],
+        problems={str(number): str(number) + ": " + "\u0001é" * 5000 for number in range(300)},
+    )
+    keeper = keeper_of(Identity("n" * 253, "p" * 253, "u" * 128), facts)
+    keeper._signature.use(private_text(pair("shop")), Path("shop.key"))
+    return keeper
+
+
+async def test_however_much_is_wrong_the_will_fits_into_mqtt(overfull):
+    will = overfull.will()
+    assert len(will.payload) <= WILL_BYTES
+    said = opened(peek(will.payload))
+    assert (said.state, len(said.labels)) == ("offline", 60)
+    assert (said.problems, said.owners, said.containers) == ([], [], [])
+
+
+async def test_however_much_is_wrong_presence_can_be_read(overfull):
+    link = Published()
+    task = asyncio.create_task(overfull.keep_announcing(link))
+    overfull.announce()
+    await until(lambda: link.publications, "presence is published")
+    task.cancel()
+    [publication] = link.publications
+    assert len(publication.payload) <= READ_BYTES / 2
+    said = opened(peek(publication.payload))
+    assert said.containers[0] == "c" * 253 + "0"
+    assert said.owners
+    assert all(len(problem) < presence_module.MAX_PROBLEM_CHARACTERS + 50 for problem in said.problems)
+    assert said.problems[0].endswith("... (whole in the agent's log)")
+    assert said.problems[-1] == f"and {300 - len(said.problems) + 1} more problems; see the agent's log"
+
+
+async def test_what_is_little_is_said_whole(keeper, announcing):
+    keeper._facts.problems = {str(number): f"problem {number}" for number in range(20)}
+    [sentence] = await spoken(keeper, announcing)
+    assert opened(sentence.payload).problems == [f"problem {number}" for number in range(20)]
+
+
+def test_more_labels_than_presence_carries_are_refused():
+    text = "".join(f'{"k" * 250}{number:03}="v"\n' for number in range(100))
+    with pytest.raises(InvalidSettings, match=r"the labels have \d+ bytes; the limit is 24576"):
+        parse_labels(text)
