@@ -78,7 +78,7 @@ OUR_USER_PROBLEM = (
     "end the agent; give it another runAsUser"
 )
 AS_AGENT_PROBLEM = (
-    "commands in the agent's own container run as the agent's own user, so they read its files and key, and can end it: "
+    "commands in the agent's own container run as the agent's own user, so they can read its files and key and end it: "
     "without SETUID there is no other"
 )
 
