@@ -92,7 +92,7 @@ AgentKeys = Annotated[
     typer.Option(
         envvar="PODHOOK_AGENT_KEYS",
         metavar="DIR",
-        help="Public keys of the agents, NAMESPACE.pub each. Without, everything they say is shown as unverified.",
+        help="Public keys of the agents: NAMESPACE.pub, or NAMESPACE/*.pub. Without, what they say is unverified.",
         rich_help_panel=TRUST_PANEL,
     ),
 ]

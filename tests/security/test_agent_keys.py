@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.contract.errors import ErrorCode, InvalidSettings, Unverified
+from agent.contract.errors import ErrorCode, InvalidKey, InvalidSettings, Unverified
 from agent.contract.signing.envelope import Typ, sign
 from agent.contract.signing.keys import private_text, public_text
+from agent.coordinator.trust import load_agent_keys
 from agent.sidecar.trust import Signature
 from tests.contract.signing.keys import pair
 
@@ -91,3 +92,40 @@ def test_who_shall_have_none_believes_everybody():
     """SECURITY.md says so: without PODHOOK_AGENT_KEY whoever writes to its topic can send the agent away."""
     for said in (SAID, sign(SAID, pair("a"), Typ.OUTCOME)):
         assert Signature().ours(said) == SAID
+
+
+# --- a coordinator's directory of them
+
+
+def kids(directory: Path) -> dict[str, set[str]]:
+    return {namespace: {key.kid for key in ring} for namespace, ring in load_agent_keys(directory).items()}
+
+
+def put(path: Path, key: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(public_text(pair(key)), encoding="ascii")
+
+
+def test_a_namespace_has_the_keys_of_its_file_and_of_its_directory(tmp_path):
+    put(tmp_path / "shop.pub", "old")
+    put(tmp_path / "shop" / "shop-2027.pub", "new")
+    put(tmp_path / "shop" / "another.jwk", "third")
+    put(tmp_path / "lab" / "any-name_At.All.pub", "lab")
+    assert kids(tmp_path) == {"shop": {pair(each).kid for each in ("old", "new", "third")}, "lab": {pair("lab").kid}}
+
+
+@pytest.mark.parametrize(
+    "name", [".hidden/a.pub", "..data/a.pub", "lost+found/a.pub", "shop/.a.pub", "shop/a.key", "shop/x/a.pub"]
+)
+def test_what_is_not_a_namespaces_key_gives_nobody_a_voice(tmp_path, name):
+    put(tmp_path / "lab.pub", "lab")
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    put(tmp_path / name, "stranger")
+    assert kids(tmp_path) == {"lab": {pair("lab").kid}}
+
+
+def test_a_file_in_a_namespaces_directory_that_is_no_key_is_named(tmp_path):
+    put(tmp_path / "shop" / "a.pub", "a")
+    (tmp_path / "shop" / "b.pub").write_text("{}", encoding="ascii")
+    with pytest.raises(InvalidKey, match=r"shop/b\.pub is of another kind"):
+        load_agent_keys(tmp_path)
