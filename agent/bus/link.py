@@ -7,7 +7,7 @@ import random
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Self
 
-from agent.bus.mqtt import Connection, ProtocolRefused
+from agent.bus.mqtt import Connection, ProtocolRefused, unsayable
 from agent.bus.types import Connected, Disconnected, Inbox, Limits, LinkEvent, LinkOptions, Publication
 from agent.contract.errors import BusError, InvalidSettings, LinkDown
 
@@ -143,7 +143,10 @@ class Link:
         self._tried.set()
 
     async def _open(self) -> Connection:
-        connection = Connection(self._broker, self._options, self._protocol, self._inbox)
+        try:
+            connection = Connection(self._broker, self._options, self._protocol, self._inbox)
+        except ValueError as error:  # the will is asked for here, and written
+            raise unsayable(error) from error
         try:
             await connection.open()
         except ProtocolRefused:

@@ -21,6 +21,7 @@ import contextlib
 import functools
 import socket
 import ssl
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
@@ -36,7 +37,7 @@ from agent.bus.dial import dial, tls_error
 from agent.bus.limits import limits_of
 from agent.bus.reading import PacketTooLargeError, Reading
 from agent.bus.types import Delivery, Inbox, Limits, LinkOptions, Publication
-from agent.contract.errors import BrokerRefused, BusError, LinkDown, PublishRefused
+from agent.contract.errors import BrokerRefused, BusError, InvalidSettings, LinkDown, PublishRefused
 
 if TYPE_CHECKING:
     from paho.mqtt.reasoncodes import ReasonCode
@@ -146,7 +147,10 @@ class Connection:
         broker = self._broker
         sock = await dial(broker.host, broker.port, broker.tls_context(), CONNECT_TIMEOUT_SECONDS)
         setattr(self._paho, "_create_socket", lambda: sock)  # noqa: B010
-        self._client._client_connect()  # noqa: SLF001 (connected already, so this only sends; no thread needed)
+        try:
+            self._client._client_connect()  # noqa: SLF001 (connected already, so this only sends; no thread needed)
+        except (ValueError, struct.error) as error:
+            raise unsayable(error) from error
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
                 await self._client._connected  # noqa: SLF001
@@ -386,6 +390,14 @@ class Connection:
         if publication.correlation:
             properties.CorrelationData = publication.correlation
         return properties
+
+
+def unsayable(error: Exception) -> InvalidSettings:
+    """CONNECT cannot be written: its lengths have 16 bits (MQTT 5, section 1.5.4). It is this try's error only."""
+    return InvalidSettings(
+        f"the first message to the broker cannot be written ({error}); user, password, client id and will may have at "
+        "most 65535 bytes each, and text must be UTF-8"
+    )
 
 
 def _code(reason: Any) -> int:

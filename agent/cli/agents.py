@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
     from agent.contract.messages import Presence
     from agent.coordinator import Coordinator
+    from agent.coordinator.wire import Distrusted
 
-UNSIGNED_SENTENCE = "it obeys whoever reaches the broker (PODHOOK_ALLOW_UNSIGNED); give it PODHOOK_TRUSTED_KEYS instead"
+UNSIGNED_SENTENCE = (
+    "{count} of these obey whoever reaches the broker (PODHOOK_ALLOW_UNSIGNED); give them PODHOOK_TRUSTED_KEYS instead"
+)
 CLOCK_SENTENCE = "its clock is {skew:+.0f} s from this machine's: beyond 30 s triggers are refused; set both clocks"
 
 
@@ -33,7 +36,10 @@ def command(
     output: options.OutputFormat = options.Format.TABLE,
     prune: Annotated[
         bool,
-        typer.Option("--prune", help="Clear the presence of agents that are offline: those that will not come back."),
+        typer.Option(
+            "--prune",
+            help="Clear the presence of agents that are offline and will not come back, and what does not verify.",
+        ),
     ] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay, and show every change.")] = False,
     broker: options.BrokerUrl = options.DEFAULT_BROKER,
@@ -56,7 +62,8 @@ def command(
     until Ctrl-C.
 
     An agent that vanished without a goodbye stays here as offline, and runs that select it do not start. --prune clears
-    those (that --namespace and --selector leave), says which, and an agent that lives after all says so again.
+    those (that --namespace and --selector leave), says which, and an agent that lives after all says so again. With
+    --agent-keys, what stands for a presence and does not verify stops runs as well, is told, and is cleared, too.
 
     Exit codes: 0 told, 2 usage, 4 broker unreachable or refused us, 130 interrupted.
     """
@@ -81,7 +88,12 @@ def command(
                 if prune:
                     async for target in coordinator.prune(filter(meant, await coordinator.agents())):
                         tell(f"cleared the presence of {target}, which was offline")
-                await _show(coordinator, meant, output, watch)
+                    doubted = [
+                        each for each in coordinator.distrusted if _may_prune(each, namespaces, wanted, selector)
+                    ]
+                    async for each in coordinator.prune_distrusted(doubted):
+                        tell(f"cleared the presence of {each.namespace}/{each.pod}, which did not verify: {each.why}")
+                await _show(coordinator, meant, namespaces, output, watch)
 
         asyncio.run(show())
 
@@ -90,7 +102,20 @@ def _is_meant(presence: Presence, namespaces: frozenset[str] | None, wanted: Any
     return (namespaces is None or presence.namespace in namespaces) and bool(wanted.matches(presence.labels))
 
 
-async def _show(coordinator: Coordinator, meant: Any, output: options.Format, watch: bool) -> None:
+def _may_prune(claim: Distrusted, namespaces: frozenset[str] | None, wanted: Any, selector: str | None) -> bool:
+    """Whether --namespace and --selector leave it; what cannot be read has no labels that a selector could mean."""
+    if claim.claim is None:
+        return selector is None and (namespaces is None or claim.namespace in namespaces)
+    return _is_meant(claim.claim, namespaces, wanted)
+
+
+async def _show(
+    coordinator: Coordinator,
+    meant: Callable[[Presence], bool],
+    namespaces: frozenset[str] | None,
+    output: options.Format,
+    watch: bool,
+) -> None:
     shown: dict[tuple[str, str], Presence] = {}
     clocks: dict[tuple[str, str], float] = {}
     while True:
@@ -108,8 +133,8 @@ async def _show(coordinator: Coordinator, meant: Any, output: options.Format, wa
             else:
                 _print_table(list(present.values()), clocks, verified)
             for claim in coordinator.distrusted:
-                if meant(claim.claim):
-                    tell(f"not believed: presence of {claim.claim.namespace}/{claim.claim.pod}: {claim.why}")
+                if namespaces is None or claim.namespace in namespaces:  # its labels are whoever's who wrote it
+                    tell(f"not believed: presence of {claim.namespace}/{claim.pod}: {claim.why}")
         shown = present
         if not watch:
             return
@@ -137,10 +162,11 @@ def _print_table(presences: list[Presence], clocks: Mapping[tuple[str, str], flo
     for presence in presences:
         skew = clocks.get((presence.namespace, presence.pod), 0)
         far = [CLOCK_SENTENCE.format(skew=skew)] if abs(skew) > CLOCK_TOLERANCE_SECONDS else []
-        open_to_all = [UNSIGNED_SENTENCE] if presence.unsigned and presence.state == "online" else []
-        for problem in (*presence.problems, *open_to_all, *far):
+        for problem in (*presence.problems, *far):
             sentence = f"{presence.namespace}/{presence.pod}: {problem}"
             console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    if count := sum(presence.unsigned and presence.state == "online" for presence in presences):
+        console.print(UNSIGNED_SENTENCE.format(count=count), highlight=False, soft_wrap=True)
 
 
 def table_of(presences: list[Presence], clocks: Mapping[tuple[str, str], float], *, verified: bool) -> Table:

@@ -52,7 +52,10 @@ def command(
         async def cancel() -> RunResult:
             async with Coordinator(address, topic_root=topic_root, key=key, agent_keys=agent_keys) as coordinator:
                 with RunView("cancel") as view:
-                    return await coordinator.resume(run_id, cancel=True, namespaces=namespaces, on_event=view)
+                    run = await coordinator.resume(run_id, cancel=True, namespaces=namespaces, on_event=view)
+                if exit_code(run) is not Exit.SUCCEEDED:
+                    await options.hint_to_key(coordinator, key, namespaces)
+                return run
 
         run = asyncio.run(cancel())
         as_json = output is options.Format.JSON

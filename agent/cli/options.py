@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from agent.cli.exits import tell
+
 if TYPE_CHECKING:
     from agent.bus.broker import Broker
+    from agent.coordinator import Coordinator
 
 BROKER_PANEL = "Broker"
 
@@ -89,7 +92,7 @@ AgentKeys = Annotated[
     typer.Option(
         envvar="PODHOOK_AGENT_KEYS",
         metavar="DIR",
-        help="Public keys of the agents, NAMESPACE.pub each. Without, everything they say is shown as unverified.",
+        help="Public keys of the agents: NAMESPACE.pub, or NAMESPACE/*.pub. Without, what they say is unverified.",
         rich_help_panel=TRUST_PANEL,
     ),
 ]
@@ -111,7 +114,7 @@ OutputFormat = Annotated[
     Format, typer.Option("--output", "-o", metavar="table|json", help="table for people, json for scripts.")
 ]
 
-#: Said where agents were silent and nothing was signed.
+#: Said where agents that obey only signed commands were asked unsigned.
 ASKED_UNSIGNED = "agents that obey only signed commands do not answer an unsigned question: give the key with --key"
 DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
 
@@ -147,3 +150,12 @@ def namespaces_from(names: list[str] | None, every: bool) -> frozenset[str] | No
     if every:
         return None
     return frozenset(check_name("--namespace", name) for name in names or ["default"])
+
+
+async def hint_to_key(coordinator: Coordinator, key: Path | None, namespaces: frozenset[str] | None) -> None:
+    """Where an unsigned question was not answered in full: say so if agents are there that obey only signed ones."""
+    if key is None and any(
+        each.state == "online" and not each.unsigned and (namespaces is None or each.namespace in namespaces)
+        for each in await coordinator.agents()
+    ):
+        tell(ASKED_UNSIGNED)

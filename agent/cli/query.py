@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from agent.cli import options
-from agent.cli.exits import Exit, errors_as_exits, logs_for_people, tell
+from agent.cli.exits import Exit, errors_as_exits, logs_for_people
 
 if TYPE_CHECKING:
     from agent.coordinator import Picture, Verdict
@@ -52,11 +52,12 @@ def command(
 
         async def ask() -> Picture:
             async with Coordinator(address, topic_root=topic_root, key=key, agent_keys=agent_keys) as coordinator:
-                return await coordinator.query(run_id, namespaces=namespaces)
+                picture = await coordinator.query(run_id, namespaces=namespaces)
+                if picture.silent:
+                    await options.hint_to_key(coordinator, key, namespaces)
+                return picture
 
         picture = asyncio.run(ask())
-        if key is None and picture.silent:
-            tell(options.ASKED_UNSIGNED)
         as_json = output is options.Format.JSON
         show(lambda: print(json.dumps(picture.to_json()), flush=True) if as_json else print_picture(picture))
         raise typer.Exit(exit_code(picture.verdict))

@@ -142,7 +142,7 @@ def command(
             check_run_id(run_id)
             namespaces = None if all_namespaces else options.namespaces_from(namespace, every=not namespace)
             logs_for_people()
-            gathered = asyncio.run(resume(connect, run_id, namespaces, output=output))
+            gathered = asyncio.run(resume(connect, run_id, namespaces, output=output, key=key))
             raise typer.Exit(exit_code(gathered))
         if (file is None) == (catalogue is None):
             raise typer.BadParameter(
@@ -251,16 +251,24 @@ def _refuse_other_options(context: typer.Context) -> None:
 
 
 async def resume(
-    connect: Callable[[], Coordinator], run_id: str, namespaces: frozenset[str] | None, *, output: options.Format
+    connect: Callable[[], Coordinator],
+    run_id: str,
+    namespaces: frozenset[str] | None,
+    *,
+    output: options.Format,
+    key: Path | None = None,
 ) -> Executed:
     """Gather a run that was begun before, and show what came of it. Raises LinkDown, BrokerRefused, BadInput."""
     from agent.cli.view import RunView
+    from agent.coordinator import Verdict
 
     async with connect() as coordinator:
         with _stopped_by_signals(coordinator) as stops:
             with RunView("resumed") as view:
                 run = await coordinator.resume(run_id, namespaces=namespaces, on_event=view)
             _show(run, output)
+            if run.verdict is not Verdict.SUCCEEDED:
+                await options.hint_to_key(coordinator, key, namespaces)
     return Executed((run,), bool(stops))
 
 

@@ -49,7 +49,10 @@ def command(
 
         async def ask() -> list[Picture]:
             async with Coordinator(address, topic_root=topic_root, key=key, agent_keys=agent_keys) as coordinator:
-                return await coordinator.runs(limit=limit, namespaces=namespaces)
+                pictures = await coordinator.runs(limit=limit, namespaces=namespaces)
+                if not pictures or pictures[0].silent:
+                    await options.hint_to_key(coordinator, key, namespaces)
+                return pictures
 
         pictures = asyncio.run(ask())[:limit]
 

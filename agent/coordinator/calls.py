@@ -243,15 +243,15 @@ def why_not(call: HookCall, executor: PodExecutor, selection: Selection) -> Erro
     if call.expect is not None and selection.found != call.expect:
         code, text = (
             "unexpected_count",
-            f"{what} in {where} found {selection.found} pods, expected {call.expect}; nothing was triggered",
+            f"{what} in {where} found {selection.found} pods, expected {call.expect}; nothing was triggered"
+            + (f" ({_doubts(selection)})" if selection.doubted else ""),
         )
     elif selection.missing and not call.allow_missing:
-        names = ", ".join(map(str, selection.missing[:20]))
+        gone = [each for each in selection.missing if each not in selection.doubted]
         code = "missing_agents"
-        text = (
-            f"{len(selection.missing)} selected pods have no live agent: {names}; nothing was triggered. "
-            "Bring them back, or go on without them with --allow-missing"
-        )
+        said = [f"{len(gone)} selected pods have no live agent: {', '.join(map(str, gone[:20]))}"] if gone else []
+        said += [_doubts(selection)] if selection.doubted else []
+        text = f"{'; '.join(said)}; nothing was triggered. Bring them back, or go on without them with --allow-missing"
     elif selection.missing and not selection.targets and not call.allow_empty:
         code = "missing_agents"
         text = f"every one of the {len(selection.missing)} selected pods is without a live agent; nothing was triggered"
@@ -264,3 +264,11 @@ def why_not(call: HookCall, executor: PodExecutor, selection: Selection) -> Erro
     else:
         return None
     return ErrorDetail(code=code, message=text)
+
+
+def _doubts(selection: Selection) -> str:
+    names = ", ".join(map(str, selection.doubted[:20]))
+    return (
+        f"what stands for the presence of {len(selection.doubted)} pods does not verify: {names}. `podhook agents` "
+        "says why; give the right --agent-keys, or clear it with `podhook agents --prune` (who lives says it again)"
+    )

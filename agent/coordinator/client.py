@@ -27,7 +27,7 @@ from agent.coordinator.results import OnEvent, RunEvent, RunResult, TargetResult
 from agent.coordinator.resume import Resumption
 from agent.coordinator.round import Round
 from agent.coordinator.targets import Selection, Target, select
-from agent.coordinator.trust import Trust, load_agent_keys, load_key
+from agent.coordinator.trust import Trust, load_agent_keys, load_key, printable
 from agent.coordinator.verdict import Verdict, verdict_of
 from agent.coordinator.watch import CANCEL_SECONDS
 from agent.coordinator.wire import Distrusted, Wire
@@ -156,7 +156,10 @@ class Coordinator:
 
     @property
     def distrusted(self) -> list[Distrusted]:
-        """Presences that do not verify, and why, by namespace and name: until that is mended nobody is there."""
+        """Presences that do not verify, and why, by namespace and name: until that is mended nobody is there.
+
+        Of an agent whose presence verified before, that one counts. Empty without agent keys.
+        """
         return [each for key, each in sorted(self._wire.distrusted.items()) if key not in self._wire.presences]
 
     async def agents(self) -> list[Presence]:
@@ -226,7 +229,8 @@ class Coordinator:
             return result(Verdict.NOT_STARTED, error=error)
         if selection.missing:
             names = ", ".join(map(str, selection.missing))
-            notes.append(f"went on without {len(selection.missing)} selected pods whose agent is offline: {names}")
+            why = "is offline or does not verify" if selection.doubted else "is offline"
+            notes.append(f"went on without {len(selection.missing)} selected pods whose agent {why}: {names}")
         if not selection.targets:
             notes.append("no pod was selected, and that was allowed")
             return result(Verdict.SUCCEEDED)
@@ -244,7 +248,9 @@ class Coordinator:
             now=self._now,
         )
         results = await self._drive(a_round)
-        notes += [f"not believed: {namespace}/{pod}: {why}" for (namespace, pod), why in a_round.unverified.items()]
+        notes += [
+            f"not believed: {namespace}/{pod}: {printable(why)}" for (namespace, pod), why in a_round.unverified.items()
+        ]
         outcomes = [each.result.outcome for each in results]
         count, cancelled = len(selection.targets), a_round.cancelled
         return result(verdict_of(executor.strategy, outcomes, count, cancelled=cancelled), results)
@@ -366,6 +372,16 @@ class Coordinator:
                 await self._wire.clear_presence(target)
                 yield target
 
+    async def prune_distrusted(self, claims: Iterable[Distrusted]) -> AsyncIterator[Distrusted]:
+        """Clear presences that do not verify, and tell each that was cleared. An agent that lives there says its own.
+
+        Raises:
+            LinkDown, PublishRefused: not all could be cleared.
+        """
+        for each in claims:
+            await self._wire.clear_presence(Target(each.namespace, each.pod, ""))
+            yield each
+
     # -- the life of a run
 
     async def _drive(self, a_round: Round) -> list[TargetResult]:
@@ -405,10 +421,13 @@ class Coordinator:
 
         await self._settle(enough if call.expect is not None else None)
         selection = select(self._known(), executor, call.namespaces)
-        # Who claims to be there and cannot prove it has no live agent: a run must not get smaller by that.
-        claims = select([each.claim for each in self.distrusted], executor, call.namespaces)
-        missing = {*selection.missing, *claims.targets, *claims.missing}
-        return replace(selection, missing=tuple(sorted(missing)))
+        # Somebody wrote over that agent's presence, labels and all: a run must not get smaller by that.
+        doubted = tuple(
+            Target(each.namespace, each.pod, each.claim.pod_uid if each.claim else "")
+            for each in self.distrusted
+            if call.namespaces is None or each.namespace in call.namespaces
+        )
+        return replace(selection, missing=tuple(sorted({*selection.missing, *doubted})), doubted=doubted)
 
     async def _settle(self, enough: Callable[[], bool] | None) -> None:
         """Wait until presence is complete, that is quiet for a while; with `enough`, also for that, a few seconds."""

@@ -358,7 +358,12 @@ class Round:
         active.heard.set()
 
     def hear_unverified(self, key: tuple[str, str], why: str) -> None:
-        """Somebody speaks in the name of an agent, or an agent without its key: told, and never believed."""
+        """Somebody speaks in the name of an agent, or an agent without its key: told, and never believed.
+
+        Whoever may publish can take any name, and as many as it likes: only our targets' are told, and each once.
+        """
+        if key in self.unverified or all(each.key != key for each in self.targets):
+            return
         self.unverified[key] = why
         active = self._active.get(key)
         self._say("unverified", active.watch.target if active else None, 0, f"{key[0]}/{key[1]}: {why}")

@@ -39,10 +39,14 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The pods that a hook's executor selects: those with a live agent, and those without."""
+    """The pods that a hook's executor selects: those with a live agent, and those without.
+
+    `doubted` are those of the missing whose presence does not verify: whether the selector means them, nobody knows.
+    """
 
     targets: tuple[Target, ...]
     missing: tuple[Target, ...]
+    doubted: tuple[Target, ...] = ()
 
     @property
     def found(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,6 +79,12 @@ def peek(payload: bytes) -> bytes:
     return unverified(payload, limit_bytes=MAX_COMMAND_BYTES)
 
 
+def printable(text: str, limit: int = 400) -> str:
+    """A sentence that repeats what a stranger wrote, fit for a terminal and a line of a log."""
+    shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text[:limit])
+    return shown if len(text) <= limit else f"{shown}..."
+
+
 def load_key(path: Path) -> SigningKey:
     """A coordinator's private key. Raises InvalidKey, naming the file."""
     from agent.contract.signing.keys import parse_signing_key  # noqa: PLC0415
@@ -87,7 +93,10 @@ def load_key(path: Path) -> SigningKey:
 
 
 def load_agent_keys(directory: Path) -> dict[str, Keyring]:
-    """The public keys of agents: a file a namespace, named after it (`shop.pub`); a JWKS where there are several.
+    """The public keys of agents, by namespace: files named after it (`shop.pub`), and all in a directory of its name.
+
+    A file may be a JWKS. Hidden files, those of other names, and other directories are left alone: who has no key is
+    not believed.
 
     Raises:
         InvalidKey: no directory, no key in it, or a file that is none; names it.
@@ -95,15 +104,16 @@ def load_agent_keys(directory: Path) -> dict[str, Keyring]:
     from agent.contract.signing.keys import Keyring, parse_trusted_keys  # noqa: PLC0415
 
     try:
-        files = sorted(each for each in directory.iterdir() if each.suffix in KEY_SUFFIXES and each.name[0] != ".")
+        files = list(_agent_key_files(directory))
     except OSError as error:
         raise InvalidKey(
-            f"agent keys {directory}: {error.strerror}; give a directory with NAMESPACE.pub files"
+            f"agent keys {error.filename or directory}: {error.strerror}; give a directory with NAMESPACE.pub files "
+            "in it, or with a directory of such files for each NAMESPACE"
         ) from error
     keys: dict[str, list[TrustedKey]] = {}
-    for path in files:
+    for name, path in files:
         try:
-            namespace = check_name("namespace", path.stem)
+            namespace = check_name("namespace", name)
         except BadInput as error:
             raise InvalidKey(f"agent key {path}: a file is named after its namespace: {error}") from error
         keys.setdefault(namespace, []).extend(parse_trusted_keys(_read(path), str(path)))
@@ -111,7 +121,32 @@ def load_agent_keys(directory: Path) -> dict[str, Keyring]:
         raise InvalidKey(
             f"there is no agent key in {directory}; put the public key of each namespace there, NAMESPACE.pub"
         )
-    return {namespace: Keyring(found) for namespace, found in keys.items()}
+    rings = {namespace: Keyring(found) for namespace, found in keys.items()}
+    for namespace, ring in rings.items():
+        if ring.contradictions:
+            raise InvalidKey(f"agent keys of namespace {namespace}: {'; '.join(ring.contradictions)}")
+    return rings
+
+
+def _is_name(text: str) -> bool:
+    try:
+        check_name("namespace", text)
+    except BadInput:
+        return False
+    return True
+
+
+def _agent_key_files(directory: Path) -> Iterator[tuple[str, Path]]:
+    """Files of keys, and what each calls its namespace. Raises OSError."""
+    for each in sorted(directory.iterdir()):
+        if each.name.startswith("."):
+            continue
+        if not each.is_dir():
+            if each.suffix in KEY_SUFFIXES:
+                yield each.stem, each
+        elif _is_name(each.name):
+            inside = sorted(each.iterdir())
+            yield from ((each.name, one) for one in inside if one.suffix in KEY_SUFFIXES and one.name[0] != ".")
 
 
 def _read(path: Path) -> bytes:

@@ -15,6 +15,7 @@ from agent.bus.types import Delivery, Publication
 from agent.contract.errors import BadInput, Unverified
 from agent.contract.events import CONTENT_TYPE, Kinds, open_event, seal
 from agent.contract.messages import (
+    CLOCK_TOLERANCE_SECONDS,
     MAX_COMMAND_BYTES,
     MAX_START_WINDOW_SECONDS,
     REPLIES,
@@ -24,9 +25,9 @@ from agent.contract.messages import (
     Report,
     Trigger,
 )
-from agent.contract.topics import Topics
+from agent.contract.topics import Topics, check_name
 from agent.coordinator.targets import Target
-from agent.coordinator.trust import Sealed, Trust, peek
+from agent.coordinator.trust import Sealed, Trust, peek, printable
 
 log = structlog.get_logger("podhook.coordinator")
 
@@ -59,10 +60,15 @@ class Listener(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Distrusted:
-    """A presence that nobody of its namespace has signed: why, and what it claims."""
+    """What stands for an agent's presence, and nobody of its namespace has signed: why, and what it claims if anything.
 
+    Whoever wrote it chose its labels, too: it may hide an agent that every selector would find.
+    """
+
+    namespace: str
+    pod: str
     why: str
-    claim: Presence
+    claim: Presence | None = None
 
 
 @dataclass(slots=True)
@@ -79,6 +85,7 @@ class Wire:
     on_presence: Callable[[], None] = lambda: None
     _listeners: dict[str, Listener] = field(default_factory=dict)
     _unconfirmed: set[tuple[str, str]] = field(default_factory=set)
+    _unrepeated: set[tuple[str, str]] = field(default_factory=set)
 
     # -- out
 
@@ -125,6 +132,7 @@ class Wire:
     async def clear_presence(self, target: Target) -> None:
         """Clear an agent's retained presence; one that lives says it again. Raises LinkDown, PublishRefused."""
         await self.link.publish(Publication(self.topics.presence(target.namespace, target.pod), b"", retain=True))
+        self.distrusted.pop(target.key, None)  # what is said next comes after that
 
     def is_online(self, target: Target) -> bool:
         """Whether the target's presence does not say offline. An unknown or newer pod is asked all the same."""
@@ -143,12 +151,16 @@ class Wire:
     def link_lost(self) -> None:
         """Until the link is back nobody's presence is certain: who says goodbye meanwhile is not told again."""
         self._unconfirmed = set(self.presences)
+        self._unrepeated = set(self.distrusted)
 
     def presence_complete(self) -> None:
         """Everything retained has come: forget whom the broker does not know any more."""
         for key in self._unconfirmed:
             self.presences.pop(key, None)
+        for key in self._unrepeated:
+            self.distrusted.pop(key, None)
         self._unconfirmed.clear()
+        self._unrepeated.clear()
 
     def listen(self, listener: Listener, *ids: str) -> None:
         """Hand what comes on the topics of these runs or queries to `listener`, until `forget`."""
@@ -173,20 +185,29 @@ class Wire:
 
     def _take_presence(self, delivery: Delivery) -> None:
         key = self.topics.parse_presence(delivery.topic)
-        self._unconfirmed.discard(key)
+        for what, name in zip(("namespace", "pod"), key, strict=True):
+            check_name(what, name)  # no agent has another, whatever stands there
+        self._unrepeated.discard(key)
         if not delivery.payload:
+            self._unconfirmed.discard(key)
             self.presences.pop(key, None)
             self.distrusted.pop(key, None)
             self.on_presence()
             return
         try:
             presence = _presence(self.trust.open(delivery.payload, key[0]), key)
-        except Unverified as error:
-            self.distrusted[key] = Distrusted(str(error), _presence(peek(delivery.payload), key))
-            self.on_presence()
+        except BadInput as error:
+            if self.trust.verifies:
+                claim = _claim(delivery.payload, key)
+                self.distrusted[key] = Distrusted(*key, printable(str(error)), claim)
+                self.on_presence()
             raise
+        self._unconfirmed.discard(key)
         self.distrusted.pop(key, None)
         before = self.presences.get(key)
+        if before is not None and is_stale(presence, before, self.now()):
+            log.info("presence.stale", topic=delivery.topic, clock=presence.clock.isoformat())
+            return
         self.presences[key] = presence
         self.on_presence()
         if presence.state == "online" and (before is None or before.state == "offline") and not delivery.retain:
@@ -219,3 +240,27 @@ def _presence(said: bytes, key: tuple[str, str]) -> Presence:
     if (presence.namespace, presence.pod) != key:
         raise BadInput(f"presence of {presence.namespace}/{presence.pod} on another agent's topic")
     return presence
+
+
+def _claim(payload: bytes, key: tuple[str, str]) -> Presence | None:
+    """What somebody says of an agent who cannot prove that it may; None if it cannot even be read."""
+    try:
+        return _presence(peek(payload), key)
+    except BadInput:
+        return None
+
+
+def is_stale(presence: Presence, known: Presence, now: datetime) -> bool:
+    """Whether a presence was said before the one that is known, by the same pod: then somebody repeats it.
+
+    A will is signed when its agent connects, so it is older than what the agent said since; but it is not of an earlier
+    life. After a will, whatever comes may be the agent's return. Where the known clock was ahead of ours, and so wrong,
+    and may have been set back since, there is no telling.
+    """
+    if presence.pod_uid != known.pod_uid or known.state == "offline":
+        return False
+    if presence.state == "offline":
+        started, since = presence.started_at, known.started_at
+        return started is not None and since is not None and started < since
+    was_wrong = known.clock - now > timedelta(seconds=CLOCK_TOLERANCE_SECONDS)
+    return presence.clock < known.clock and not was_wrong

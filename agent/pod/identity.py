@@ -23,6 +23,8 @@ from agent.contract.errors import InvalidSettings
 from agent.contract.messages import Owner
 
 MAX_FILE_BYTES = 256 * 1024
+#: Labels, as JSON: they stand in presence and in the will, whose limit is 65,535 bytes, signature and base64 included.
+MAX_LABELS_BYTES = 24 * 1024
 
 
 class _Part(BaseModel):
@@ -126,7 +128,7 @@ def parse_labels(text: str) -> dict[str, str]:
     """Read a downward API labels file.
 
     Raises:
-        InvalidSettings: a line is not `key="value"`; names the line's number.
+        InvalidSettings: a line is not `key="value"`, naming the line's number; or they are more than presence carries.
     """
     labels = {}
     for number, line in enumerate(text.splitlines(), start=1):
@@ -141,6 +143,11 @@ def parse_labels(text: str) -> dict[str, str]:
             labels[key.strip()] = text_value
         except ValueError as error:
             raise InvalidSettings(f'labels file, line {number}: write key="value"') from error
+    size = len(json.dumps(labels, ensure_ascii=False).encode())
+    if size > MAX_LABELS_BYTES:
+        raise InvalidSettings(
+            f"the labels have {size} bytes; the limit is {MAX_LABELS_BYTES}, for presence carries them: mount fewer"
+        )
     return labels
 
 

@@ -43,6 +43,7 @@ from agent.sidecar.attempts import Attempts
 from agent.sidecar.audit import OFF, OFF_PROBLEM, Audit, open_sink, problem_of
 from agent.sidecar.health import Health, serving_health
 from agent.sidecar.inbox import InvalidTrigger, open_command
+from agent.sidecar.key_file import exposed
 from agent.sidecar.logs import floods
 from agent.sidecar.policy import PolicyFile
 from agent.sidecar.presence import PresenceFacts, PresenceKeeper
@@ -77,7 +78,7 @@ OUR_USER_PROBLEM = (
     "end the agent; give it another runAsUser"
 )
 AS_AGENT_PROBLEM = (
-    "commands in the agent's own container run as the agent's own user, so they can read its files and end it: "
+    "commands in the agent's own container run as the agent's own user, so they can read its files and key and end it: "
     "without SETUID there is no other"
 )
 
@@ -107,7 +108,7 @@ class Agent:
         self._labels_file = WatchedFile(settings.labels_file)
         self._pod_file = WatchedFile(settings.pod_file)
         self._agent_key_file = WatchedFile(settings.agent_key)
-        self._signature = Signature()
+        self._signature = Signature(configured=settings.agent_key is not None)
         self._trusted_keys = TrustedKeys(settings.trusted_keys, now) if settings.trusted_keys else None
         self._policy = PolicyFile(settings.policy)
         self._fallback_birth = now()
@@ -142,6 +143,8 @@ class Agent:
             self._problem("unsigned", UNSIGNED_PROBLEM)
         if settings.agent_key is None:
             log.warning("agent.says_unsigned", effect="nobody can verify outcomes and presence; set PODHOOK_AGENT_KEY")
+        elif isinstance(self._launcher, LocalLauncher):
+            log.warning("agent.key_within_reach", effect="commands run as the agent's own user, and can read its key")
         if settings.audit == OFF:
             self._problem("audit", OFF_PROBLEM)
         try:
@@ -460,8 +463,16 @@ class Agent:
             what = "still signed with the last good key" if self._signature.key else "not signed"
             self._problem("agent_key", f"what this agent says is {what}: {error}")
 
+    def _look_at_modes(self) -> None:
+        """Whether commands in our own container could take our key; where they run as we do, they can anyway."""
+        if isinstance(self._launcher, EnteringLauncher):
+            settings = self._settings
+            why = exposed(settings.agent_key, settings.trusted_keys, agent=AGENT_UID, commands=COMMAND_UID)
+            self._problem("key files", why)
+
     def _look_at_files(self) -> None:
         self._look_at_keys()
+        self._look_at_modes()
         self._policy.look()
         self._problem("policy", self._policy.problem)
         try:
@@ -499,7 +510,11 @@ class Agent:
         self._problem("users", OUR_USER_PROBLEM.format(containers=ours) if ours else None)
 
     def _problem(self, name: str, sentence: str | None) -> None:
-        """Note what needs somebody's hands, or that it is mended; said in the log and in presence, once."""
+        """Note what needs somebody's hands, or that it is mended; said in the log and in presence, once.
+
+        A file's name may be no text (bytes that are not UTF-8); what goes out is.
+        """
+        sentence = sentence and sentence.encode("utf-8", "backslashreplace").decode()
         if self._facts.problems.get(name) == sentence:
             return
         if sentence is None:

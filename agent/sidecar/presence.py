@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Literal
+from datetime import datetime, timedelta
+from typing import Any, Literal, TypeVar
 
 import structlog
 
@@ -16,16 +18,24 @@ from agent.bus.link import Link
 from agent.bus.types import Delivery, Publication, Will
 from agent.contract.errors import BadInput, LinkDown, PublishRefused
 from agent.contract.events import CONTENT_TYPE, Kinds, open_event, seal
-from agent.contract.messages import MAX_COMMAND_BYTES, Owner, Presence
+from agent.contract.messages import CLOCK_TOLERANCE_SECONDS, MAX_COMMAND_BYTES, Owner, Presence
 from agent.contract.topics import Topics
 from agent.pod.identity import Identity
 from agent.sidecar.trust import Signature
 
 log = structlog.get_logger("podhook.presence")
 
+T = TypeVar("T")
+
 _KINDS = Kinds.of(Presence)
 #: Said again at most this often when somebody else writes to our topic.
 SAY_AGAIN_SECONDS = 1.0
+#: Of what we said and did not hear come back yet, this much is remembered; hearing one ends the wait for those before.
+MAX_UNHEARD = 64
+#: What presence tells of the rest at most, in characters or bytes: an outsized one is refused by brokers and readers.
+MAX_PROBLEM_CHARACTERS = 1000
+MAX_PROBLEMS_BYTES = MAX_CONTAINERS_BYTES = MAX_OWNERS_BYTES = 16 * 1024
+_TOLERANCE = timedelta(seconds=CLOCK_TOLERANCE_SECONDS)
 
 
 @dataclass(slots=True)
@@ -61,12 +71,17 @@ class PresenceKeeper:
         self._started_at = now()
         self._changed = asyncio.Event()
         self._leaving = False
-        self._births: set[datetime] = set()  # what we said of ourselves: another birth is another agent, uid or not
+        # Our own sentences, hashed: the latest, and those that the broker has not handed back to us yet, oldest first.
+        self._latest = b""
+        self._unheard: list[bytes] = []
         self.topic = topics.presence(identity.namespace, identity.pod)
         self.taken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def will(self) -> Will:
-        """What the broker says when we vanish."""
+        """What the broker says when we vanish: the names and labels by which runs miss us, and no more.
+
+        MQTT has room for 65,535 bytes of it (section 3.1.3.3), and what was wrong or who else was in the pod is past.
+        """
         return Will(self.topic, self._sealed("offline"))
 
     def announce(self) -> None:
@@ -80,10 +95,11 @@ class PresenceKeeper:
             self._changed.clear()
             if self._leaving or self.taken.done():
                 continue  # after a goodbye, or beside a successor, "online" would be wrong for ever
+            said = self._sealed("online")
+            self._latest = _hash(said)
+            self._unheard = [*self._unheard[1 - MAX_UNHEARD :], self._latest]
             try:
-                await link.publish(
-                    Publication(self.topic, self._sealed("online"), retain=True, content_type=CONTENT_TYPE)
-                )
+                await link.publish(Publication(self.topic, said, retain=True, content_type=CONTENT_TYPE))
             except LinkDown:
                 continue  # the next connection announces again
             except PublishRefused as error:
@@ -99,30 +115,59 @@ class PresenceKeeper:
             log.warning("presence.goodbye_not_said", error=str(error))
 
     def saw(self, delivery: Delivery) -> None:
-        """Somebody wrote to our topic: ourselves, our predecessor's will, or a successor.
+        """Somebody wrote to our topic: ourselves, our predecessor's will, a successor, or somebody who repeats us.
 
-        `taken` is set when a later-born pod of our name is alive: it must be seen speaking now, because a retained
-        sentence may be all that is left of it.
+        What is not our latest sentence, word for word, is contradicted, be it signed and be it our own of before: a
+        label that we had yesterday must not stand there. Each sentence comes back to us once; that is no repetition,
+        also if we have said another meanwhile (which comes back after it), and so there is no end of it only while
+        somebody else goes on, and then at most one a second.
+
+        `taken` is set when a later pod of our name is alive: it must be seen speaking now, because a retained sentence
+        may be all that is left of it, and an old one may be repeated by whoever heard it.
         """
         if self._leaving or self.taken.done():
             return
+        heard = _hash(delivery.payload)
+        if heard in self._unheard:
+            del self._unheard[: self._unheard.index(heard) + 1]
+            return
+        if heard == self._latest:
+            return
         try:
             said = self._signature.ours(delivery.payload)
-            presence: Presence = open_event(said, _KINDS, limit_bytes=MAX_COMMAND_BYTES).data
+            event = open_event(said, _KINDS, limit_bytes=MAX_COMMAND_BYTES)
         except BadInput:  # also what nobody of ours has signed: a stranger on the broker must not send us away
             self.announce()
             return
-        ours = presence.pod_uid == self._identity.pod_uid and presence.born_at in self._births
-        if ours and presence.state == "online":
-            return
-        later = (presence.born_at, presence.pod_uid) > (self._born_at(), self._identity.pod_uid)
-        if not ours and presence.state == "online" and later and not delivery.retain:
-            self.taken.set_result(presence.pod_uid)
+        if not delivery.retain and self._is_successor(event.data, event.time):
+            self.taken.set_result(event.data.pod_uid)
             return
         self.announce()
 
+    def _is_successor(self, presence: Presence, time: datetime) -> bool:
+        """Whether this is said now, by somebody who came after us.
+
+        Of two pods with one name the later-born is the present. Of one pod with two agents it is the one that started
+        later: our own earlier life did not, whatever birth it had without a journal. A clock that is wrong, or a birth
+        that is still to come, proves nothing: we go on contradicting it, and neither is sent away.
+        """
+        now = self._now()
+        if presence.state != "online" or max(abs(now - time), abs(now - presence.clock)) > _TOLERANCE:
+            return False
+        if presence.pod_uid == self._identity.pod_uid:
+            return presence.started_at is not None and presence.started_at > self._started_at
+        later = (presence.born_at, presence.pod_uid) > (self._born_at(), self._identity.pod_uid)
+        return later and presence.born_at - now <= _TOLERANCE
+
+    def _more(self) -> dict[str, Any]:
+        facts = self._facts
+        return {
+            "containers": _within(MAX_CONTAINERS_BYTES, facts.containers, _size),
+            "owners": _within(MAX_OWNERS_BYTES, facts.owners, lambda owner: len(owner.model_dump_json().encode())),
+            "problems": _bounded(facts.problems.values()),
+        }
+
     def _sealed(self, state: Literal["online", "offline"]) -> bytes:
-        self._births.add(self._born_at())
         presence = Presence(
             namespace=self._identity.namespace,
             pod=self._identity.pod,
@@ -133,10 +178,41 @@ class PresenceKeeper:
             version=__version__,
             started_at=self._started_at,
             labels=self._facts.labels,
-            containers=self._facts.containers,
-            owners=self._facts.owners,
             unsigned=self._unsigned,
-            problems=list(self._facts.problems.values()),
+            **(self._more() if state == "online" else {}),
         )
         said = seal(presence, source=self._identity.source, time=self._now(), event_id=str(uuid.uuid4()))
         return self._signature.sign(said)
+
+
+def _within(limit_bytes: int, each: Iterable[T], size: Callable[[T], int]) -> list[T]:
+    """As many from the first on as fit."""
+    kept: list[T] = []
+    for one in each:
+        limit_bytes -= size(one)
+        if limit_bytes < 0:
+            break
+        kept.append(one)
+    return kept
+
+
+def _bounded(problems: Iterable[str]) -> list[str]:
+    """Sentences that fit into a presence; the rest is counted."""
+    sentences = [
+        text
+        if len(text) <= MAX_PROBLEM_CHARACTERS
+        else f"{text[:MAX_PROBLEM_CHARACTERS]}... (whole in the agent's log)"
+        for text in problems
+    ]
+    kept = _within(MAX_PROBLEMS_BYTES, sentences, _size)
+    more = len(sentences) - len(kept)
+    return [*kept, f"and {more} more problems; see the agent's log"] if more else kept
+
+
+def _size(text: str) -> int:
+    """Bytes in JSON, a comma and a space included."""
+    return len(json.dumps(text, ensure_ascii=False).encode()) + 2
+
+
+def _hash(payload: bytes) -> bytes:
+    return hashlib.sha256(payload).digest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,7 +142,9 @@ class TrustedKeys:
             except InvalidKey as error:
                 problems.append(str(error))
         try:
-            self.keyring = Keyring(keys) if keys else None
+            ring = Keyring(keys)
+            self.keyring = ring if len(ring) else None
+            problems += ring.contradictions
         except InvalidKey as error:
             self.keyring = None
             problems.append(str(error))
@@ -186,26 +188,29 @@ def _read(files: list[Path], problems: list[str]) -> tuple[dict[Path, bytes], tu
 class Signature:
     """How this agent signs what it says: with its namespace's agent key, or not at all while it has none.
 
-    A broken file keeps the last good key.
+    A broken file keeps the last good key. `configured` is whether there shall be a key: while it cannot be read, nobody
+    is believed to speak for this agent. Without, everybody is who reaches its topic.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, configured: bool = False) -> None:
         self.key: SigningKey | None = None
+        self._configured = configured
         self._ring: Keyring | None = None
 
     def use(self, text: str, path: Path) -> None:
-        """Take the key in a file from now on.
+        """Take the keys in a file from now on: the first private one signs, all are believed.
 
         Raises:
-            InvalidSettings: it is no private key.
+            InvalidSettings: there is no private key.
         """
-        from agent.contract.signing.keys import Keyring, parse_signing_key  # noqa: PLC0415
+        from agent.contract.signing.keys import Keyring, parse_agent_keys  # noqa: PLC0415
 
         try:
-            self.key = parse_signing_key(text, str(path))
+            key, believed = parse_agent_keys(text, str(path))
+            ring = Keyring(replace(each, namespaces=None, operator=False) for each in believed)
         except InvalidKey as error:
             raise InvalidSettings(str(error)) from error
-        self._ring = Keyring([self.key.public])
+        self.key, self._ring = key, ring
 
     def sign(self, said: bytes) -> bytes:
         """What goes out."""
@@ -219,9 +224,11 @@ class Signature:
         """What an agent of our own namespace said.
 
         Raises:
-            Unverified: we have a key, and this is not signed with it.
+            Unverified: we have a key, or shall have one, and this is not signed with one that we believe.
         """
         if self._ring is None:
+            if self._configured:
+                raise Unverified(ErrorCode.UNKNOWN_KEY, "the agent's own key could not be read yet: nobody is believed")
             return Trust.peek(payload) or payload
         from agent.contract.signing.envelope import Typ, verify  # noqa: PLC0415
 

@@ -11,7 +11,7 @@ import pytest
 from agent.bus.broker import parse_broker
 from agent.bus.link import Link
 from agent.bus.types import Connected, Delivery, Disconnected, LinkOptions, Publication, Will
-from agent.contract.errors import BrokerRefused, LinkDown
+from agent.contract.errors import BrokerRefused, InvalidSettings, LinkDown
 from tests.brokers import free_port
 from tests.bus.peers import next_event, numbered, send, take, take_until, until, up, victim
 
@@ -157,3 +157,25 @@ async def test_nagle_and_the_delayed_acknowledgement_are_off(broker_url, topics_
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
         await link.publish(Publication(f"{topics_root}/x", b"2"))
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK) == 1, "not asked for again"
+
+
+async def test_a_will_that_mqtt_cannot_carry_is_this_trys_error_and_the_next_one_asks_again(broker_url, topics_root):
+    wills = iter([b"x" * 65_536, b"good"])
+    options = LinkOptions(f"{topics_root}-large", will=lambda: Will(f"{topics_root}/presence", next(wills)))
+    async with Link(broker_url, options) as link:
+        with pytest.raises(InvalidSettings, match="the first message to the broker cannot be written"):
+            await link.wait_up(10)
+        await next_event(link, Connected)
+        assert link.up
+
+
+async def test_a_will_that_cannot_even_be_made_ends_nothing(broker_url, topics_root):
+    tries = iter([UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"), None])
+
+    def will() -> Will:
+        if (error := next(tries)) is not None:
+            raise error
+        return Will(f"{topics_root}/presence", b"good")
+
+    async with Link(broker_url, LinkOptions(f"{topics_root}-odd", will=will)) as link:
+        await next_event(link, Connected)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from base64 import urlsafe_b64encode
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -125,10 +127,71 @@ def test_a_public_key_signs_nothing():
         parse_signing_key(public_text(pair("a")), "a.pub")
 
 
-def test_one_key_with_two_sets_of_rights_is_a_contradiction():
-    with pytest.raises(InvalidKey, match="is given twice, with different rights"):
-        Keyring([trusted("a"), trusted("a", operator=True)])
-    assert len(Keyring([trusted("a"), trusted("a"), trusted("b")])) == 2
+def test_one_key_with_two_sets_of_rights_is_a_contradiction_and_costs_only_itself():
+    ring = Keyring([trusted("a"), trusted("b"), trusted("a", operator=True), trusted("a")])
+    assert [key.kid for key in ring] == [pair("b").kid]
+    assert (ring.get(pair("a").kid), len(ring.jwks.keys)) == (None, 1)
+    [said] = ring.contradictions
+    assert f"a ({pair('a').kid}) is given twice, with different rights, and is not trusted" in said
+    assert Keyring([trusted("a"), trusted("a"), trusted("b")]).contradictions == []
+
+
+def test_one_key_under_two_names_is_one_key():
+    [renamed] = parse_trusted_keys(public(name="nightly, as the old file calls it"), "b.jwk")
+    ring = Keyring([trusted("a"), renamed])
+    assert ([key.name for key in ring], ring.contradictions) == (["a"], [])
+
+
+@pytest.mark.parametrize("member", ["namespace", "Namespaces", "namespaces ", "NAMESPACES", "ops", "only"])
+def test_a_limit_that_is_misspelt_is_no_open_door(member):
+    says = refused(public(**{member: ["shop"]}))
+    assert f"has members that podhook does not know: {member!r} (known: kty, crv, x, kid," in says
+
+
+def test_a_limit_is_not_written_beside_the_keys_of_a_set():
+    document = {"keys": [json.loads(public_text(pair("a")))], "namespaces": ["shop"]}
+    assert "'namespaces' (known: keys)" in refused(json.dumps(document))
+
+
+def test_no_namespaces_at_all_are_not_all_of_them():
+    assert "namespaces must be a list of names; leave it out for all of them" in refused(public(namespaces=None))
+
+
+def test_what_other_programs_write_into_a_key_is_read():
+    text = public(use="sig", alg="EdDSA", key_ops=["verify"])
+    assert [key.kid for key in parse_trusted_keys(text, "x")] == [pair("a").kid]
+    private = {**json.loads(private_text(pair("a"))), "use": "sig", "key_ops": ["sign"]}
+    assert parse_signing_key(json.dumps(private), "x").kid == pair("a").kid
+    with pytest.raises(InvalidKey, match="does not know: 'secret'"):
+        parse_signing_key(json.dumps({**private, "secret": "s3cr3t"}), "x")
+
+
+def encodings() -> list[bytes]:
+    """Every way to write a y of a point of small order: as it is and plus p, each with both signs of x."""
+    p = 2**255 - 19
+    of_order_8 = int.from_bytes(
+        bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"), "little"
+    )
+    plain = [0, 1, p - 1, of_order_8, p - of_order_8]
+    return [
+        (y | sign << 255).to_bytes(32, "little")
+        for y in (*plain, *(y + p for y in plain if y + p < 2**255))
+        for sign in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("raw", encodings(), ids=bytes.hex)
+def test_a_key_for_which_anybody_can_sign_is_refused(raw):
+    """Points of small order (RFC 8032, 8.9; RFC 7748, 7): some signature verifies under such a key for any message."""
+    x = urlsafe_b64encode(raw).rstrip(b"=").decode()
+    says = refused(json.dumps({"kty": "OKP", "crv": "Ed25519", "x": x}))
+    assert "is no key (x is a point of small order): anybody can sign for it" in says
+
+
+def test_a_forgery_under_a_key_of_small_order_is_what_is_prevented():
+    """R the neutral element and S zero satisfy the equation for any message when A is neutral, too."""
+    neutral = (1).to_bytes(32, "little")
+    Ed25519PublicKey.from_public_bytes(neutral).verify(neutral + bytes(32), b"anything at all")
 
 
 @given(st.text(max_size=200) | st.binary(max_size=200))
