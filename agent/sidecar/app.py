@@ -43,13 +43,12 @@ from agent.sidecar.attempts import Attempts
 from agent.sidecar.audit import OFF, OFF_PROBLEM, Audit, open_sink, problem_of
 from agent.sidecar.health import Health, serving_health
 from agent.sidecar.inbox import InvalidTrigger, open_command
-from agent.sidecar.key_file import exposed
+from agent.sidecar.key_files import KeyFiles
 from agent.sidecar.logs import floods
 from agent.sidecar.policy import PolicyFile
 from agent.sidecar.presence import PresenceFacts, PresenceKeeper
 from agent.sidecar.runner import Runner, RunnerOptions
 from agent.sidecar.settings import AgentSettings, command_environment, own_secrets
-from agent.sidecar.trust import Signature, Trust, TrustedKeys
 from agent.sidecar.voice import Outbox, Voice
 
 log = structlog.get_logger("podhook.agent")
@@ -65,14 +64,6 @@ RECEIVE_MAXIMUM = 64
 QUEUE_MESSAGES = 4000
 QUEUE_BYTES = 16 * 1024 * 1024
 
-UNSIGNED_PROBLEM = (
-    "every trigger is refused: no trusted key; set PODHOOK_TRUSTED_KEYS to the public keys of coordinators "
-    "(podhook keygen makes them), or PODHOOK_ALLOW_UNSIGNED=true if everybody who reaches the broker may run commands"
-)
-NO_KEY_PROBLEM = (
-    "every trigger is refused: no trusted key in {path}; put the public keys of the coordinators there "
-    "(podhook keygen makes them, *.pub)"
-)
 OUR_USER_PROBLEM = (
     f"container {{containers}} runs as a user that podhook keeps for itself ({AGENT_UID}, {COMMAND_UID}), so it can "
     "end the agent; give it another runAsUser"
@@ -107,21 +98,19 @@ class Agent:
         self._description = PodDescription()
         self._labels_file = WatchedFile(settings.labels_file)
         self._pod_file = WatchedFile(settings.pod_file)
-        self._agent_key_file = WatchedFile(settings.agent_key)
-        self._signature = Signature(configured=settings.agent_key is not None)
-        self._trusted_keys = TrustedKeys(settings.trusted_keys, now) if settings.trusted_keys else None
+        self._keys = KeyFiles(settings, now, self._problem, self._announce)
         self._policy = PolicyFile(settings.policy)
         self._fallback_birth = now()
         self._audit = Audit(self._identity, open_sink(settings.audit), now, self._audit_failed)
         self._loop = asyncio.get_running_loop()
-        self._presence = PresenceKeeper(
+        self._presence: PresenceKeeper = PresenceKeeper(
             self._identity,
             self._topics,
             self._facts,
             unsigned=settings.allow_unsigned,
             born_at=self._born_at,
             now=now,
-            signature=self._signature,
+            signature=self._keys.signature,
         )
         self._commands_topic = self._topics.commands(self._identity.namespace, self._identity.pod)
 
@@ -137,14 +126,7 @@ class Agent:
             version=__version__,
             broker=settings.parsed_broker().url,
         )
-        if settings.allow_unsigned:
-            log.warning("agent.unsigned", effect="whoever can publish to the broker can run commands here")
-        elif settings.trusted_keys is None:
-            self._problem("unsigned", UNSIGNED_PROBLEM)
-        if settings.agent_key is None:
-            log.warning("agent.says_unsigned", effect="nobody can verify outcomes and presence; set PODHOOK_AGENT_KEY")
-        elif isinstance(self._launcher, LocalLauncher):
-            log.warning("agent.key_within_reach", effect="commands run as the agent's own user, and can read its key")
+        self._keys.begin()
         if settings.audit == OFF:
             self._problem("audit", OFF_PROBLEM)
         try:
@@ -228,7 +210,7 @@ class Agent:
 
     def _wire(self, link: Link, group: asyncio.TaskGroup) -> tuple[Attempts, Outbox]:
         settings = self._settings
-        voice = Voice(link, self._identity, self._topics, self._now, self._signature.sign)
+        voice = Voice(link, self._identity, self._topics, self._now, self._keys.signature.sign)
         outbox = Outbox(voice, self._journal, link)
         runner = Runner(
             self._launcher,
@@ -342,9 +324,9 @@ class Agent:
         if self._presence.taken.done():
             return  # a later-born pod has our name: nothing begins here any more
         try:
-            command = open_command(
-                delivery.payload, self._trust(), self._identity, self._now(), oversize_bytes=delivery.oversize_bytes
-            )
+            trust = self._keys.trust(self._identity.namespace)
+            oversize = delivery.oversize_bytes
+            command = open_command(delivery.payload, trust, self._identity, self._now(), oversize_bytes=oversize)
             await attempts.handle(command)
         except InvalidTrigger as error:
             await attempts.refuse_invalid(error)
@@ -440,39 +422,8 @@ class Agent:
             return
         self._problem("journal", None)
 
-    def _trust(self) -> Trust:
-        """Whom we obey at this moment."""
-        trusted, allow_unsigned = self._trusted_keys, self._settings.allow_unsigned
-        if trusted is None:
-            return Trust(self._identity.namespace, None, allow_unsigned)
-        return Trust(self._identity.namespace, trusted.keyring, allow_unsigned, trusted.since)
-
-    def _look_at_keys(self) -> None:
-        if (trusted := self._trusted_keys) is not None and trusted.look():
-            self._problem("trusted_keys", trusted.problem)
-            closed = trusted.keyring is None
-            self._problem("unsigned", NO_KEY_PROBLEM.format(path=self._settings.trusted_keys) if closed else None)
-            for key in trusted.keyring or ():
-                log.info("key.trusted", key_id=key.kid, name=key.name, operator=key.operator)
-        try:
-            if (text := self._agent_key_file.changed()) is not None and self._agent_key_file.path is not None:
-                self._signature.use(text, self._agent_key_file.path)
-                self._problem("agent_key", None)
-                self._presence.announce()
-        except InvalidSettings as error:
-            what = "still signed with the last good key" if self._signature.key else "not signed"
-            self._problem("agent_key", f"what this agent says is {what}: {error}")
-
-    def _look_at_modes(self) -> None:
-        """Whether commands in our own container could take our key; where they run as we do, they can anyway."""
-        if isinstance(self._launcher, EnteringLauncher):
-            settings = self._settings
-            why = exposed(settings.agent_key, settings.trusted_keys, agent=AGENT_UID, commands=COMMAND_UID)
-            self._problem("key files", why)
-
     def _look_at_files(self) -> None:
-        self._look_at_keys()
-        self._look_at_modes()
+        self._keys.look(commands_are_others=isinstance(self._launcher, EnteringLauncher))
         self._policy.look()
         self._problem("policy", self._policy.problem)
         try:
@@ -508,6 +459,9 @@ class Agent:
         siblings = self._launcher.neighbours.census.siblings.values()
         ours = ", ".join(main.container for main in siblings if main.uid in (AGENT_UID, COMMAND_UID))
         self._problem("users", OUR_USER_PROBLEM.format(containers=ours) if ours else None)
+
+    def _announce(self) -> None:
+        self._presence.announce()
 
     def _problem(self, name: str, sentence: str | None) -> None:
         """Note what needs somebody's hands, or that it is mended; said in the log and in presence, once.

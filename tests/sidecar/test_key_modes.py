@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.pod.entering import EnteringLauncher
-from agent.sidecar.app import Agent
-from agent.sidecar.key_file import _may, exposed
+from agent.sidecar.app import utc_now
+from agent.sidecar.key_files import KeyFiles
+from agent.sidecar.key_modes import _may, exposed
 from agent.sidecar.settings import AgentSettings
 
 AGENT, COMMANDS = 64918, 64919
@@ -94,14 +94,14 @@ def test_trusted_keys_that_commands_can_change_are_told(place, directory, key, t
     assert bool(said(trusted=trusted)) is bool(told)
 
 
-async def test_an_agent_whose_hooks_can_read_its_key_says_so_until_that_is_mended(place):
+def test_an_agent_whose_hooks_can_read_its_key_says_so_until_that_is_mended(place):
     key = file(place, 0o444)
-    agent = Agent(AgentSettings(agent_key=key, state_dir=place / "state"))
-    agent._look_at_modes()
-    assert "key files" not in agent._facts.problems, "without a launcher that is said of the whole agent"
-    agent._launcher = object.__new__(EnteringLauncher)
-    agent._look_at_modes()
-    assert f"can read {key} (mode 0444)" in agent._facts.problems["key files"]
+    problems: dict[str, str | None] = {}
+    files = KeyFiles(AgentSettings(agent_key=key), utc_now, problems.__setitem__, lambda: None)
+    files.look(commands_are_others=False)
+    assert "key files" not in problems, "where commands run as the agent, that is said of the whole agent"
+    files.look(commands_are_others=True)
+    assert f"can read {key} (mode 0444)" in str(problems["key files"])
     key.chmod(0o400)
-    agent._look_at_modes()
-    assert "key files" not in agent._facts.problems
+    files.look(commands_are_others=True)
+    assert problems["key files"] is None
