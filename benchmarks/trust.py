@@ -46,6 +46,7 @@ async def main() -> None:
         source="/coordinators/c-bench",
         time=now,
         event_id=str(uuid.uuid4()),
+        issuer=key.kid,
         audience=f"shop/db-0/{identity.pod_uid}",
         expires=trigger.deadline,
     )

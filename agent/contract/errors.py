@@ -187,12 +187,13 @@ class InvalidSettings(BadInput):
 
 
 class Refusal(PodhookError):
-    """An agent's no, said before anything ran. Becomes a `rejected` outcome."""
+    """An agent's no, said before anything ran. Becomes a `rejected` outcome. `rule` is the policy's that says so."""
 
-    def __init__(self, code: ErrorCode, message: str) -> None:
+    def __init__(self, code: ErrorCode, message: str, rule: str = "") -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.rule = rule
 
 
 class IllegalMove(PodhookError):

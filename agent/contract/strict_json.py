@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NoReturn
 
 #: Nothing of ours nests deeper than a dozen; what an owner's newer message adds may.
@@ -18,7 +19,9 @@ def parse(text: bytes) -> Any:
         ValueError: it is none, or ambiguous; says what, and repeats at most a member's name.
     """
     try:
-        value = json.loads(text.decode(), object_pairs_hook=_once, parse_int=_integer, parse_constant=_no_constant)
+        value = json.loads(
+            text.decode(), object_pairs_hook=_once, parse_int=_integer, parse_float=_finite, parse_constant=_no_constant
+        )
     except RecursionError:
         raise ValueError(f"nested deeper than {MAX_DEPTH}") from None
     except UnicodeDecodeError as error:
@@ -44,6 +47,13 @@ def _integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         raise ValueError(f"a number of {len(digits)} digits; the limit is {MAX_DIGITS}")
     return int(digits)
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number[:40]} is out of range")
+    return value
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -139,7 +139,7 @@ def parse_labels(text: str) -> dict[str, str]:
             if not equals or not key.strip() or not re.fullmatch(r'".*"', value.strip()):
                 raise ValueError
             text_value = str(json.loads(value.strip()))  # labels need no escape that JSON does not have
-            text_value.encode()  # half a surrogate pair is JSON, but nothing that could travel
+            (key + text_value).encode()  # half a surrogate pair is JSON, but nothing that could travel
             labels[key.strip()] = text_value
         except ValueError as error:
             raise InvalidSettings(f'labels file, line {number}: write key="value"') from error

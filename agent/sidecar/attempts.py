@@ -53,6 +53,8 @@ MAX_TASKS = 256
 MAX_ADMITTED = 10_000
 
 
+#: Why a trigger that was accepted once can be refused now: its key was taken away, or limited.
+_KEY_GONE = frozenset({ErrorCode.UNKNOWN_KEY, ErrorCode.KEY_NOT_ALLOWED})
 _LONG_AGO = datetime.fromtimestamp(0, UTC)
 
 
@@ -150,12 +152,12 @@ class Attempts:
                 admission.check_pod(error.address, self.identity)
             except Refusal as earlier:
                 refusal = earlier
-        elif error.said_hash is not None and await self._began(error.address, error.said_hash):
+        elif error.code in _KEY_GONE and await self._began(error.address, error.said_hash):
             return  # its key was trusted then: a refusal now would contradict what is said of it
         self.audit.refused(error.address, error.hash, refusal.code, refusal.message, who=error.voucher)
         self._send_unrecorded(error.address, self._outcome(error.address, error.hash, refused(refusal)))
 
-    async def _began(self, address: TriggerAddress, trigger_hash: str) -> bool:
+    async def _began(self, address: TriggerAddress, trigger_hash: str | None) -> bool:
         """Whether this very trigger was accepted here before, under whichever key."""
         if any(live.hash == trigger_hash for live in self._executions.of(address.trigger_id)):
             return True
@@ -206,7 +208,9 @@ class Attempts:
             return
         if outcome is not None:
             self._log_refused(trigger, outcome)
-            self._audit_refused(command, trigger, outcome)
+            won = isinstance(prepared, Refusal) and outcome.error and outcome.error.message == prepared.message
+            rule = prepared.rule if won and isinstance(prepared, Refusal) else ""
+            self._audit_refused(command, trigger, outcome, rule)
             self._spawn(self.outbox.send(trigger.coordinator, outcome), f"refusal {trigger.trigger_id}")
         elif isinstance(prepared, Prepared):
             self._admitted[key] = None
@@ -481,9 +485,9 @@ class Attempts:
         else:
             self.outbox.keep(trigger.coordinator, outcome)
 
-    def _audit_refused(self, command: Command, trigger: Trigger, outcome: OutcomeMessage) -> None:
+    def _audit_refused(self, command: Command, trigger: Trigger, outcome: OutcomeMessage, rule: str = "") -> None:
         code, reason = (outcome.error.code, outcome.error.message) if outcome.error else ("", "")
-        self.audit.refused(trigger, command.hash, code, reason, who=command.voucher)
+        self.audit.refused(trigger, command.hash, code, reason, rule, who=command.voucher)
 
     @staticmethod
     def _log_refused(trigger: TriggerAddress, outcome: OutcomeMessage) -> None:

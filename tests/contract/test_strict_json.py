@@ -28,6 +28,8 @@ JSON = st.recursive(
         (b'{"a": NaN}', "NaN is not JSON"),
         (b"[Infinity]", "Infinity is not JSON"),
         (b"-Infinity", "-Infinity is not JSON"),
+        (b'{"a": 1e999}', "1e999 is out of range"),
+        (b"-1e999", "-1e999 is out of range"),
         (b"[" * (MAX_DEPTH + 1) + b"1" + b"]" * (MAX_DEPTH + 1), f"nested deeper than {MAX_DEPTH}"),
         (b'{"a":' * 70 + b"1" + b"}" * 70, f"nested deeper than {MAX_DEPTH}"),
         (b"[" * 100_000, f"nested deeper than {MAX_DEPTH}"),

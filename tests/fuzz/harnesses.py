@@ -87,6 +87,7 @@ FOR_US = [
             source="/coordinators/nightly",
             time=NOW,
             event_id=QUERY,
+            issuer=pair("a").kid,
             audience=f"shop/db-0/{UID}",
             expires=NOW + timedelta(minutes=10),
         )

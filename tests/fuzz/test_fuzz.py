@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 
 from tests.fuzz import running
-from tests.fuzz.harnesses import BY_NAME, HARNESSES, Harness
+from tests.fuzz.harnesses import BY_NAME, GOOD, HARNESSES, KEYED, Harness, opens
 from tests.fuzz.running import chunk, run
 
 INPUTS = 100
@@ -42,3 +42,8 @@ def test_chunks_follow_each_other_until_the_time_is_over(monkeypatch: pytest.Mon
     monkeypatch.setattr(running.time, "monotonic", lambda: next(clock))
     monkeypatch.setitem(BY_NAME, "planted", Harness("planted", st.none(), bool))
     assert (run("planted", 7, 3).inputs, seeds) == (30, [7, 8, 9])
+
+
+def test_the_good_tokens_are_good():
+    """Otherwise what is damaged would be refused for what was wrong before."""
+    assert [opens(KEYED, each) is not None for each in GOOD] == [True] * len(GOOD)

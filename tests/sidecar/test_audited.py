@@ -184,3 +184,13 @@ async def test_a_flood_is_some_lines_and_a_number_and_a_good_trigger_gets_throug
     assert 50 <= len(lines) < 200
     counted = sum(each.get("suppressed", 0) for each in lines)
     assert len(lines) + counted + sum(each["count"] for each in agent.audit("suppressed")) == 500
+
+
+async def test_a_refusal_by_the_policy_names_its_rule(stage: Stage, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("inline: false\ncatalogue: {}\n")
+    agent, client = await stage.agent(policy=policy), stage.client
+    sent = await client.trigger(agent, TRUE)
+    assert code(await client.outcome(sent)) == "policy_denied"
+    line = await agent.audited("decision", run_id=sent.run_id)
+    assert (line["decision"], line["rule"]) == ("refused", "inline")

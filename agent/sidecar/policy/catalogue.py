@@ -204,7 +204,7 @@ class CatalogueHook:
             raise self._refusal(f"with these parameters {where} cannot be used: {first['type']}") from None
 
     def _refusal(self, why: str) -> Refusal:
-        return Refusal(ErrorCode.INVALID_PARAMS, f"{self.rule}: {why}")
+        return Refusal(ErrorCode.INVALID_PARAMS, f"{self.rule}: {why}", self.rule)
 
     def _filled(self, part: Any, values: Mapping[str, str], place: Place) -> Any:
         if isinstance(part, str):

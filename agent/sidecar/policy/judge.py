@@ -115,7 +115,7 @@ def judge_redirect(policy: Policy | None, asked: Asked, method: str, port: int, 
 
 
 def _no(rule: str, why: str) -> Decision:
-    return Decision(rule, Refusal(ErrorCode.POLICY_DENIED, f"policy: {rule}: {why}"))
+    return Decision(rule, Refusal(ErrorCode.POLICY_DENIED, f"policy: {rule}: {why}", rule))
 
 
 def _literal(asked: Asked, decision: Decision) -> Decision:
@@ -128,7 +128,7 @@ def _literal(asked: Asked, decision: Decision) -> Decision:
     if why is None:
         return decision
     message = f"no connection is made to {part.host or asked.pod_address if part else ''}: {why}"
-    return Decision(decision.rule, Refusal(ErrorCode.ADDRESS_REFUSED, message[:2000]))
+    return Decision(decision.rule, Refusal(ErrorCode.ADDRESS_REFUSED, message[:2000], decision.rule))
 
 
 # -- exec
