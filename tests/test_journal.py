@@ -442,6 +442,21 @@ def test_a_journal_of_version_1_is_brought_up_to_date_and_forgets_nothing(tmp_pa
         assert database.execute("PRAGMA user_version").fetchone() == (file.SCHEMA_VERSION,)
 
 
+def test_a_journal_that_is_nearly_full_is_brought_up_to_date_too(tmp_path, monkeypatch):
+    """A step may copy a table; the bound holds for what is in it, not for the room that the copy takes."""
+    monkeypatch.setattr(file, "MAX_BYTES", 400 * 1024)
+    path = version_1(tmp_path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        targets = '{"count":1,"hash":"sha256:' + "0" * 64 + '"}'
+        for number in range(10, 40):
+            said = outcome(run=run_id(number), output="x" * 8000).model_dump_json(exclude_none=True)
+            row = (run_id(number), 1, HASH, "nightly", "freeze", targets, "succeeded")
+            times = (after(minutes=5).timestamp(), after(seconds=8).timestamp())
+            database.execute(f"INSERT INTO attempts VALUES ({', '.join('?' * 11)})", (*row, *times, said, 0))
+    with opened(tmp_path, now=after(minutes=1)) as journal:
+        assert journal.remember(run_id(39), 1).entry(1) is not None
+
+
 def test_a_migration_that_breaks_half_way_leaves_the_old_journal_as_it_was(tmp_path, monkeypatch):
     version_1(tmp_path)
     monkeypatch.setattr(

@@ -20,6 +20,8 @@ PLAIN = frozenset(
 )
 #: Tools print a value of several lines (a PEM key) line by line; shorter lines are not looked for.
 _MIN_LINE_BYTES = 8
+#: Of a value with more lines, the longest are looked for one by one: each costs a search of all that is printed.
+_MAX_LINES = 256
 #: Of base64 that stands in the middle of other base64; less would be found everywhere.
 _MIN_BASE64 = 6
 
@@ -60,7 +62,8 @@ def lines(value: bytes) -> set[bytes]:
     stripped = [each.strip() for each in value.splitlines()]
     if len(stripped) == 1:
         return {stripped[0]} if len(stripped[0]) >= MIN_BYTES else set()
-    return {each for each in stripped if len(each) >= _MIN_LINE_BYTES and not each.startswith(b"-----")}
+    long = {each for each in stripped if len(each) >= _MIN_LINE_BYTES and not each.startswith(b"-----")}
+    return set(sorted(long, key=len, reverse=True)[:_MAX_LINES])
 
 
 def _lone(text: str) -> bool:
@@ -152,13 +155,20 @@ class RedactedStream:
         return self._take(len(self._buffer), spans)
 
     def _spans(self) -> list[tuple[int, int]]:
-        """Where secrets stand in the buffer; they may overlap."""
-        found = []
+        """Where secrets stand in the buffer; those of two patterns may overlap.
+
+        Hits of one pattern that overlap are one stretch: `aaaa` among a million of `a` is one, not a million.
+        """
+        found, buffer = [], self._buffer
         for pattern in self._patterns:
-            at = self._buffer.find(pattern)
+            size = len(pattern)
+            at = buffer.find(pattern)
             while at >= 0:
-                found.append((at, at + len(pattern)))
-                at = self._buffer.find(pattern, at + 1)
+                last = at
+                while (further := buffer.rfind(pattern, last + 1, last + 2 * size - 1)) >= 0:
+                    last = further
+                found.append((at, last + size))
+                at = buffer.find(pattern, last + size)
         return found
 
     def _begun(self) -> list[tuple[int, int]]:

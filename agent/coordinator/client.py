@@ -303,7 +303,14 @@ class Coordinator:
                 if each.run_id is not None:
                     attempts.setdefault(each.run_id, {}).setdefault(target, []).append(each)
         found = [
-            picture_of(run_id, of, silent=set(online) - set(answers), offline=offline, verified=self._trust.verifies)
+            picture_of(
+                run_id,
+                of,
+                silent=set(online) - set(answers),
+                offline=offline,
+                verified=self._trust.verifies,
+                kid=self._trust.kid,
+            )
             for run_id, of in attempts.items()
         ]
         return sorted(found, key=lambda each: (each.issued_at is not None, each.issued_at, each.run_id), reverse=True)

@@ -83,9 +83,9 @@ class Picture:
         return next((each.name for known in self.known for each in known.attempts if each.name), "")
 
     @property
-    def keys(self) -> frozenset[str | None]:
-        """The keys that began what is known; None stands for nobody's. Several are several runs with one id."""
-        return frozenset(each.key_id for known in self.known for each in known.attempts)
+    def keys(self) -> frozenset[str]:
+        """The keys that began what is known, as far as agents note them. Several are several runs with one id."""
+        return frozenset(each.key_id for known in self.known for each in known.attempts if each.key_id is not None)
 
     @property
     def aims(self) -> Targets | None:
@@ -151,7 +151,7 @@ class Picture:
         unsure = aims.strategy == "ExecuteOnOne" and verdict is Verdict.FAILED and self.missing and self.unheard
         # Another key's run: it may have copied whose targets these are, so they must prove to be among them.
         proven = self.whole or bool(self.name_missing())
-        if self.keys - {None, self.kid} and not proven:
+        if self.keys - {self.kid} and not proven:
             return Verdict.INCOMPLETE
         return Verdict.INCOMPLETE if unsure else verdict
 
@@ -216,8 +216,9 @@ def picture_of(
 ) -> Picture:
     """Put together what agents said: the attempts of each that answered, in any order, and why some cannot tell."""
     blind = blind or {}
-    if any(each.key_id == kid for some in attempts.values() for each in some):
-        attempts = {target: [each for each in some if each.key_id == kid] for target, some in attempts.items()}
+    if kid and any(each.key_id == kid for some in attempts.values() for each in some):
+        ours = (kid, None)  # agents that obey everybody note nobody's key
+        attempts = {target: [each for each in some if each.key_id in ours] for target, some in attempts.items()}
     known = (
         Known(target, tuple(sorted(some, key=lambda each: each.attempt)))
         for target, some in sorted(attempts.items())

@@ -238,7 +238,7 @@ class Resumption:
             text = f"no agent that answered knows run {self.run_id}{buried}{nobody}"
             return ErrorDetail(code="unknown_run", message=text)
         if len(picture.keys) > 1:
-            keys = ", ".join(sorted(key or "unsigned" for key in picture.keys))
+            keys = ", ".join(sorted(picture.keys))
             text = f"several keys have begun a run of this id: {keys}; ask with the key whose run is meant"
             return ErrorDetail(code="contradictory", message=text)
         if self._unconfirmed:
@@ -335,7 +335,7 @@ class Resumption:
         )
 
 
-def _stops(target: Target, report: Report, keys: frozenset[str | None]) -> bool:
+def _stops(target: Target, report: Report, keys: frozenset[str]) -> bool:
     """Whether nothing of a run that these keys began starts there any more: only an operator's key stops anybody's."""
     meant = report.attempt == MAX_ATTEMPTS and report.cannot_tell is None and report.pod_uid == target.pod_uid
     return meant and report.tombstoned and (report.tombstoned_for is None or keys == {report.tombstoned_for})

@@ -317,7 +317,13 @@ class Watch:
         if refused and _code(outcome) == ErrorCode.BEFORE_JOURNAL:
             self.result = self._unknown(f"{self.target} cannot tell whether it ran: {why}")
             return
-        if refused and (self.started is not None or ((seen_before or self.copies > 1) and _blind(outcome))):
+        # Of an address that is only known at the socket a no comes after the start, and about the first copy.
+        late = _code(outcome) == ErrorCode.ADDRESS_REFUSED
+        if (
+            refused
+            and not late
+            and (self.started is not None or ((seen_before or self.copies > 1) and _blind(outcome)))
+        ):
             text = f"{self.target} refused a second copy of the trigger, and cannot speak for the first: {why}"
             self.result = self._unknown(text)
             return

@@ -185,11 +185,12 @@ def connect(path: Path, now: datetime) -> sqlite3.Connection:
             )
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")  # an acknowledgement goes out next: it must be on disk
-        connection.execute(f"PRAGMA max_page_count = {MAX_BYTES // PAGE_BYTES}")
         if version > 0 and (verdict := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise sqlite3.DatabaseError(f"damaged: {verdict}")
         if version < SCHEMA_VERSION:
             _bring_up_to_date(connection, version, now)
+        # Only now: a step may copy a table, and needs twice its room for that.
+        connection.execute(f"PRAGMA max_page_count = {MAX_BYTES // PAGE_BYTES}")
     except BaseException:
         connection.close()
         raise

@@ -324,21 +324,25 @@ class Agent:
         if self._presence.taken.done():
             return  # a later-born pod has our name: nothing begins here any more
         try:
+            await self._obey_or_refuse(delivery, attempts)
+        except Exception:
+            log.exception("command.crashed", topic=delivery.topic)
+        delivery.ack()
+
+    async def _obey_or_refuse(self, delivery: Delivery, attempts: Attempts) -> None:
+        payload, oversize = delivery.payload, delivery.oversize_bytes
+        try:
             trust = self._keys.trust(self._identity.namespace)
-            oversize = delivery.oversize_bytes
-            command = open_command(delivery.payload, trust, self._identity, self._now(), oversize_bytes=oversize)
+            command = open_command(payload, trust, self._identity, self._now(), oversize_bytes=oversize)
             await attempts.handle(command)
         except InvalidTrigger as error:
             await attempts.refuse_invalid(error)
         except Unverified as error:
             log.warning("command.refused", code=error.code, error=str(error))
-            self._audit.unverified(delivery.payload, error.code, str(error))
+            self._audit.unverified(payload, error.code, str(error))
         except BadInput as error:
             log.warning("command.refused", code=type(error).__name__, error=str(error))
-            self._audit.unreadable(delivery.payload, type(error).__name__, str(error), delivery.oversize_bytes)
-        except Exception:
-            log.exception("command.crashed", topic=delivery.topic)
-        delivery.ack()
+            self._audit.unreadable(payload, type(error).__name__, str(error), oversize)
 
     def _audit_failed(self, why: str | None) -> None:
         """Called by the audit's own thread."""

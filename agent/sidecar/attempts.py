@@ -153,7 +153,8 @@ class Attempts:
             except Refusal as earlier:
                 refusal = earlier
         elif error.code in _KEY_GONE and await self._began(error.address, error.said_hash):
-            return  # its key was trusted then: a refusal now would contradict what is said of it
+            self.audit.refused(error.address, error.hash, refusal.code, refusal.message, who=error.voucher)
+            return  # its key was trusted then: to say so now would contradict what is said of it
         self.audit.refused(error.address, error.hash, refusal.code, refusal.message, who=error.voucher)
         self._send_unrecorded(error.address, self._outcome(error.address, error.hash, refused(refusal)))
 
@@ -216,8 +217,8 @@ class Attempts:
             self._admitted[key] = None
             if len(self._admitted) > MAX_ADMITTED:
                 del self._admitted[next(iter(self._admitted))]
-            self.audit.accepted(trigger, command.hash, prepared, command.voucher)
             self._executions.begin(trigger, command.hash, command.voucher.kid, prepared)
+            self.audit.accepted(trigger, command.hash, prepared, command.voucher)
 
     async def _prepare(self, trigger: Trigger, kid: str) -> Prepared | Refusal:
         try:
@@ -250,8 +251,8 @@ class Attempts:
             raise broken.with_traceback(None)
         state, outcome = AttemptState.READY if trigger.wait_for_go else AttemptState.STARTED, None
         try:
-            admission.check_signature(trigger, command.voucher, command.expires, self.now())
             admission.check_trigger(trigger, memory, situation, self.now())
+            admission.check_signature(trigger, command.voucher, command.expires, self.now())
             if isinstance(prepared, Refusal):
                 raise prepared
         except Refusal as refusal:

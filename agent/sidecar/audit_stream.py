@@ -110,17 +110,14 @@ class LineWriter:
         self._closing = False
         self._dropped = 0
         self._why = ""
-        # A daemon: a reader that never reads must not keep the process from ending.
-        self._thread = threading.Thread(target=self._work, name="audit", daemon=True)
+        self._thread: threading.Thread | None = None
         self._started = False
 
     def put(self, line: bytes) -> None:
         """Have a line written; returns at once."""
         with self._changed:
-            if not self._started:
-                self._thread.start()
-                self._started = True
-            if len(self._lines) >= self._max_waiting:
+            why = self._start()
+            if why or len(self._lines) >= self._max_waiting:
                 self._dropped += 1
                 full = self._dropped == 1
             else:
@@ -128,7 +125,19 @@ class LineWriter:
                 full = False
             self._changed.notify_all()
         if full:
-            self._tell(f"{self._max_waiting} lines wait for whoever reads or stores them")
+            self._tell(why or f"{self._max_waiting} lines wait for whoever reads or stores them")
+
+    def _start(self) -> str:
+        """Start the thread if it does not run; returns why it cannot: hooks and we share a limit of processes."""
+        if not self._started:
+            try:
+                # A daemon: a reader that never reads must not keep the process from ending.
+                self._thread = threading.Thread(target=self._work, name="audit", daemon=True)
+                self._thread.start()
+            except RuntimeError as error:
+                return str(error)
+            self._started = True
+        return ""
 
     def flush(self, within_seconds: float) -> bool:
         """Wait until every line was written or dropped; False when that took too long."""
@@ -141,7 +150,7 @@ class LineWriter:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        if self._started:
+        if self._thread is not None and self._started:
             self._thread.join(within_seconds)
 
     def _work(self) -> None:

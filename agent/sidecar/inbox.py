@@ -98,7 +98,7 @@ def open_command(
             raise
         refusal = digest_of_unverified(payload)
         raise InvalidTrigger(error.code, str(error), address, refusal, voucher, digest(claimed)) from error
-    return Command(event.data, digest(said), event.id, event.source, voucher, event.expirytime)
+    return Command(event.data, digest(said), event.id, event.source, voucher, event.expirytime if voucher.kid else None)
 
 
 def _event(said: bytes) -> Event[Any]:

@@ -136,6 +136,8 @@ class PresenceKeeper:
         try:
             said = self._signature.ours(delivery.payload)
             event = open_event(said, _KINDS, limit_bytes=MAX_COMMAND_BYTES)
+            if (event.data.namespace, event.data.pod) != (self._identity.namespace, self._identity.pod):
+                raise BadInput(f"presence of {event.data.namespace}/{event.data.pod} on another agent's topic")
         except BadInput:  # also what nobody of ours has signed: a stranger on the broker must not send us away
             self.announce()
             return

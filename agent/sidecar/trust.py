@@ -134,7 +134,7 @@ class TrustedKeys:
         if (stamp, tuple(problems)) == self._seen:
             return False
         first, self._seen = self._seen is None, (stamp, tuple(problems))
-        known = {key.kid for key in self.keyring or ()}
+        known = {(key.kid, key.namespaces) for key in self.keyring or ()}
         keys: list[TrustedKey] = []
         for path, text in texts.items():
             try:
@@ -148,10 +148,10 @@ class TrustedKeys:
         except InvalidKey as error:
             self.keyring = None
             problems.append(str(error))
-        present = {key.kid for key in self.keyring or ()}
-        if not first:
-            self.since |= dict.fromkeys(present - known, self._now())
-        self.since = {kid: since for kid, since in self.since.items() if kid in present}
+        present = {(key.kid, key.namespaces) for key in self.keyring or ()}
+        if not first:  # a key that may do more now may have been refused before, like one that is new
+            self.since |= dict.fromkeys((kid for kid, _ in present - known), self._now())
+        self.since = {kid: since for kid, since in self.since.items() if any(kid == each for each, _ in present)}
         self.problem = f"trusted keys: {'; '.join(problems)}" if problems else None
         return True
 

@@ -142,3 +142,16 @@ def test_a_text_that_is_no_utf_8_comes_through() -> None:
 
 def test_it_does_not_tell_what_it_knows() -> None:
     assert "hunter2" not in repr(Redactor([b"hunter2"]))
+
+
+def test_a_container_that_prints_one_letter_for_ever_costs_no_memory():
+    """Values of one letter hit everywhere, and each hit overlaps the next: a stretch is one, however long."""
+    stream = Redactor([b"a" * size for size in range(4, 34)]).stream()
+    assert len(stream._patterns) > 30
+    stream._buffer += b"a" * 64 * 1024
+    assert len(stream._spans()) <= len(stream._patterns)
+    assert Redactor([b"a" * 4, b"a" * 9]).data(b"x" + b"a" * 100_000 + b"y") == b"x[redacted]y"
+
+
+def test_hits_that_touch_but_do_not_overlap_are_marked_each():
+    assert Redactor([b"abcd"]).data(b"abcdabcd") == b"[redacted][redacted]"

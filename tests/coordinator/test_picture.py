@@ -172,3 +172,41 @@ def test_clocks_that_differ_do_not_make_a_run_shorter_than_nothing():
         attempt=1, state=OK, trigger_hash="", targets=aims(PODS[0]), issued_at=AT, changed_at=AT - timedelta(seconds=9)
     )
     assert picture_of(RUN, {PODS[0]: [late]}).duration_seconds == 0
+
+
+# -- whose run it is
+
+
+def signed_by(key: str | None, state: AttemptState, of: Targets, number: int = 1) -> AttemptReport:
+    return attempt(state, of, number).model_copy(update={"key_id": key})
+
+
+def test_of_several_keys_the_askers_run_is_shown():
+    of = aims(*PODS[:2])
+    told = {PODS[0]: [signed_by("a", FAILED, of), signed_by("b", OK, of, 2)], PODS[1]: [signed_by("b", OK, of)]}
+    assert picture_of(RUN, told, kid="a").verdict is Verdict.INCOMPLETE
+    assert [len(each.attempts) for each in picture_of(RUN, told, kid="a").known] == [1]
+    stranger = picture_of(RUN, told, kid="c")
+    assert (stranger.verdict, stranger.keys) == (Verdict.INCOMPLETE, {"a", "b"})
+
+
+def test_what_agents_without_keys_ran_for_us_is_ours_too():
+    """A fleet in which some agents still obey everybody: they note nobody's key."""
+    of = aims(*PODS[:2])
+    told = {PODS[0]: [signed_by("a", OK, of)], PODS[1]: [signed_by(None, OK, of)]}
+    assert picture_of(RUN, told, kid="a").verdict is Verdict.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("kid", "strangers", "verdict"),
+    [
+        ("a", [], Verdict.SUCCEEDED),
+        ("b", PODS[1:3], Verdict.SUCCEEDED),
+        ("b", [], Verdict.INCOMPLETE),
+        ("b", PODS[3:5], Verdict.INCOMPLETE),
+    ],
+)
+def test_one_pod_of_anothers_run_counts_if_it_is_proven_to_be_one_of_its_targets(kid, strangers, verdict):
+    of = aims(*PODS[:3], strategy="ExecuteOnOne")
+    told = {PODS[0]: [signed_by("a", OK, of)], **{each: [] for each in strangers}}
+    assert picture_of(RUN, told, kid=kid).verdict is verdict

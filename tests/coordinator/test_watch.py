@@ -520,3 +520,13 @@ def test_cancelling_again_can_only_shorten_the_wait():
     w.cancel(105)
     w.cancel(106, 0)
     assert w.due(106)[0] is Step.CONCLUDE
+
+
+def test_a_no_at_the_socket_is_believed_although_it_was_started():
+    """A name that leads to a metadata address is known only then; whoever says so has the first copy in its journal."""
+    w = watch()
+    w.copies = 2
+    assert w.hear(reply(Started, at=AT), 101) == "started"
+    no = outcome(Outcome.REJECTED, error=ErrorDetail(code=ErrorCode.ADDRESS_REFUSED, message="no"))
+    assert w.hear(no, 102) == "outcome"
+    assert w.conclude().outcome is Outcome.REJECTED

@@ -102,3 +102,17 @@ async def test_a_true_successor_still_takes_the_name(realm: Realm) -> None:
     topic = realm.client.topics.presence("shop", "db-0")
     await realm.client.link.publish(Publication(topic, signed("later", said_at=now, born=now)))
     await agent.logged("agent.replaced", by_pod_uid="later")
+
+
+async def test_a_siblings_presence_on_our_topic_does_not_send_us_away(realm: Realm) -> None:
+    """Signed with the key of our namespace, a moment ago, by an agent that was born later: but not of our name."""
+    agent, said = await realm.agent("db-0"), len(realm.client.presences.get("shop/db-0", []))
+    now = utc_now()
+    presence = Presence(namespace="shop", pod="db-1", pod_uid="zzz", state="online", born_at=now, clock=now)
+    payload = sign(seal(presence, source="/agents/shop/db-1", time=now, event_id="1"), pair("shop"), Typ.OUTCOME)
+    await realm.client.link.publish(Publication(realm.client.topics.presence("shop", "db-0"), payload, retain=True))
+    await realm.client.presence(
+        agent, lambda p: online(p) and p is not None and p.pod_uid == agent.uid, "says its own again", after=said + 1
+    )
+    await realm.works(agent)
+    assert not agent.log("agent.replaced"), agent.tail()

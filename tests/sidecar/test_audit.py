@@ -402,3 +402,20 @@ def test_lines_of_one_thread_come_in_its_order(tmp_path: Path, writer: Any) -> N
 )
 def test_the_setting_names_the_sink(where: str, kind: type) -> None:
     assert isinstance(open_sink(where), kind)
+
+
+def test_without_a_thread_lines_are_dropped_and_counted_until_there_is_one(
+    tmp_path: Path, writer: Any, failures: Failures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hooks and the agent share a limit of processes."""
+    lines = writer(AppendedFile(tmp_path / "audit"))
+    with monkeypatch.context() as none_left:
+
+        def refuse(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        none_left.setattr(threading.Thread, "start", refuse)
+        lines.put(b"one\n")
+    assert "can't start new thread" in str(failures.wait(1)[0])
+    write(lines, "two")
+    assert (tmp_path / "audit").read_text() == "dropped 1\ntwo\n"
