@@ -21,14 +21,36 @@ pytestmark = [pytest.mark.broker, pytest.mark.processes]
 
 METADATA = "169.254.169.254"
 #: What a resolver, the kernel or a gateway takes for it, or for a way to it.
-FORMS = (METADATA, "2852039166", "0xa9fea9fe", f"::ffff:{METADATA}", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::")
+FORMS = (
+    METADATA,
+    "metadata.test",
+    "2852039166",
+    "0xa9fea9fe",
+    f"::ffff:{METADATA}",
+    "64:ff9b::a9fe:a9fe",
+    "2002:a9fe:a9fe::",
+)
 
-#: The agent as ever, and a line in a file for each address that a socket is about to be connected to. It is flushed
-#: before the connect() itself.
-WITNESS = """
-import runpy, sys
+#: The agent as ever, but: a line in a file for each address that a socket is about to be connected to; none but the
+#: test's own is connected to in truth, since a guard that fails shall not ask the metadata of the machine that runs the
+#: test; and two names that no resolver knows, of which the second leads elsewhere the second time.
+WITNESS = f"""
+import runpy, socket, sys
 seen = open(sys.argv.pop(1), "a", buffering=1)
-sys.addaudithook(lambda event, args: event == "socket.connect" and print(repr(args[1]), file=seen, flush=True))
+def watch(event, args):
+    if event == "socket.connect" and isinstance(args[1], tuple):
+        print(repr(args[1]), file=seen, flush=True)
+        if args[1][0] != "127.0.0.1":
+            raise OSError("kept from connecting by the test")
+sys.addaudithook(watch)
+lookup, rebound = socket.getaddrinfo, ["127.0.0.1"]
+def resolve(host, *args, **more):
+    if host == "metadata.test":
+        host = "{METADATA}"
+    elif host == "rebinding.test":
+        host = rebound.pop() if rebound else "{METADATA}"
+    return lookup(host, *args, **more)
+socket.getaddrinfo = resolve
 runpy.run_module("agent", run_name="__main__", alter_sys=True)
 """
 
@@ -44,7 +66,7 @@ class Watched:
     def connected(self) -> list[tuple[str, int]]:
         """Address and port of every connection so far that is not to the broker."""
         pairs = [ast.literal_eval(line) for line in (self.agent.home / "connected").read_text().splitlines()]
-        return [pair[:2] for pair in pairs if isinstance(pair, tuple) and pair[1] != self.stage.broker.port]
+        return [pair[:2] for pair in pairs if pair[1] != self.stage.broker.port]
 
 
 @pytest.fixture
@@ -118,9 +140,21 @@ async def test_no_form_of_the_metadata_address_is_connected_to(watched: Watched)
             assert (outcome.outcome, code(outcome)) == ("rejected", "address_refused"), (action, outcome)
             assert outcome.error is not None
             assert METADATA in outcome.error.message, "what it was taken for is not said"
-            assert client.heard(Started, sent.run_id) == []
+            looked_up = host == "metadata.test"
+            assert bool(client.heard(Started, sent.run_id)) == looked_up, "an address is judged before anything starts"
     assert watched.connected == []
-    async with Listener(b"").serving() as listener:
-        outcome = await client.run(agent, {"tcpSocket": {"host": "127.0.0.1", "port": listener.port}})
-        assert outcome.outcome == "succeeded", outcome
-        assert watched.connected == [("127.0.0.1", listener.port)], "the witness is blind"
+    outcome = await client.run(agent, {"tcpSocket": {"host": "127.0.0.2", "port": 80}})
+    assert watched.connected == [("127.0.0.2", 80)], "the witness is blind"
+    assert outcome.error is not None
+    assert "kept from connecting by the test" in outcome.error.message
+
+
+async def test_a_name_that_leads_to_the_metadata_address_the_second_time_is_followed_no_further(
+    watched: Watched,
+) -> None:
+    async with Listener(redirect("302 Found", "/latest")).serving() as listener:
+        action = {"httpGet": {"host": "rebinding.test", "port": listener.port, "path": "/begin"}}
+        outcome = await watched.stage.client.run(watched.agent, action)
+        assert (outcome.outcome, code(outcome)) == ("failed", "address_refused"), outcome
+        assert listener.asked == ["GET /begin HTTP/1.1"]
+        assert watched.connected == [("127.0.0.1", listener.port)], "somebody else was connected to"
