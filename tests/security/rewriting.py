@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Callable
 
 from tests.faults.frames import CONNECT, PUBLISH, Splitter, kind, published, version
@@ -13,10 +14,22 @@ Rewrite = Callable[[str, bytes], bytes | None]
 
 
 class HostileBroker:
-    """Between a client and the broker. What comes down is rewritten; all that was seen is in `seen`."""
+    """Between a client and the broker. What comes down is rewritten; all that was seen is in `seen`.
 
-    def __init__(self, broker_port: int, rewrite: Rewrite) -> None:
+    `client_tls` is what it shows to the client, `broker_tls` how it connects to the broker; None is without TLS.
+    """
+
+    def __init__(
+        self,
+        broker_port: int,
+        rewrite: Rewrite,
+        *,
+        client_tls: ssl.SSLContext | None = None,
+        broker_tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._broker_port = broker_port
+        self._client_tls = client_tls
+        self._broker_tls = broker_tls
         self.rewrite = rewrite
         self.seen: list[tuple[str, bytes]] = []
         self.port = 0
@@ -24,11 +37,11 @@ class HostileBroker:
 
     @property
     def url(self) -> str:
-        return f"mqtt://127.0.0.1:{self.port}"
+        return f"mqtt{'s' if self._client_tls else ''}://127.0.0.1:{self.port}"
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[HostileBroker]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._client_tls)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self
@@ -39,7 +52,7 @@ class HostileBroker:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream, out = await asyncio.open_connection("127.0.0.1", self._broker_port)
+        upstream, out = await asyncio.open_connection("127.0.0.1", self._broker_port, ssl=self._broker_tls)
         level = 5
 
         def up(packet: bytes) -> bytes | None:
