@@ -93,7 +93,7 @@ async def answered(scene: Scene, expected: str) -> None:
         made.append(await scene.client.trigger(scene.agent, TRUE, deadline_in=200))
 
     await one()
-    for _ in range(100):
+    for _ in range(180):
         answers = [each for sent in made for each in scene.client.heard(OutcomeMessage, sent.run_id, sent.attempt)]
         if answers:
             assert {each.outcome for each in answers} == {expected}

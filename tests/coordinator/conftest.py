@@ -22,6 +22,8 @@ from agent.sidecar.settings import AgentSettings
 from tests.brokers import Mosquitto, Nats, leashed
 
 WITHIN_SECONDS = 15
+#: An agent that is told to end while it connects lets that attempt run out first: ten seconds, and ten to say goodbye.
+ENDING_SECONDS = 60
 
 
 async def until(condition, what: str, within_seconds: float = WITHIN_SECONDS) -> None:
@@ -179,7 +181,7 @@ class Fleet:
             agent.stop.set()
         running = [agent.task for agent in self._light if agent.task]
         try:
-            await asyncio.wait_for(asyncio.gather(*running), WITHIN_SECONDS)
+            await asyncio.wait_for(asyncio.gather(*running), ENDING_SECONDS)
         finally:
             for process in self._heavy:
                 with contextlib.suppress(subprocess.TimeoutExpired):

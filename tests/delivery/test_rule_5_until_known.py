@@ -200,9 +200,19 @@ async def test_3000_replies_within_a_second_are_all_known_in_the_end(
     assert float(str(said["seconds"])) < 3, "this machine is too slow for a flood"
 
 
-async def test_at_most_200_are_asked_at_a_time_and_everybody_is(stage_alone: Stage) -> None:
+async def test_at_most_200_are_asked_at_a_time_and_everybody_is(
+    stage_alone: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nobody answers. A question is open for two seconds; who finds no place waits for the next."""
     count = 250
+    held: list[int] = []
+    hold_place = rounds.Round._hold_place
+
+    def counted(self: rounds.Round, key: tuple[str, str]) -> None:
+        hold_place(self, key)
+        held.append(len(self._held))
+
+    monkeypatch.setattr(rounds.Round, "_hold_place", counted)
     async with (
         population(stage_alone.broker.url, stage_alone.root, count, silent=True),
         coordinator_on(stage_alone) as coordinator,
@@ -210,13 +220,11 @@ async def test_at_most_200_are_asked_at_a_time_and_everybody_is(stage_alone: Sta
     ):
         everybody = call(TRUE, selector="app=crowd", namespaces=None, expect=count)
         running = asyncio.create_task(coordinator.run(everybody))
-        await stage_alone.until(lambda: len({each.pod for each in spy.of(Query)}) == count, "everybody is asked", 10)
+        await stage_alone.until(lambda: len({each.pod for each in spy.of(Query)}) == count, "everybody is asked", 30)
         coordinator.cancel(within_seconds=0)
         run = await asyncio.wait_for(running, 10)
     assert set(outcomes(run).values()) == {"lost"}, "silence is neither success nor proof of absence"
-    times = [each.at for each in spy.of(Query)]
-    # A little less than two seconds: what is measured here is when they arrived.
-    most = max(sum(begin <= at < begin + rounds.QUESTION_SECONDS - 0.2 for at in times) for begin in times)
+    most = max(held)  # where they leave: when they arrive depends on how busy the machine is
     assert rounds.MAX_QUESTIONS == 200
     assert most <= 200, f"{most} questions were open at a time"
     assert most > 150, f"only {most} at a time: the bound was never reached"
