@@ -43,8 +43,8 @@ from agent.contract.messages import (
     Targets,
     Trigger,
 )
+from agent.contract.signing.peeking import peek
 from agent.contract.topics import Topics
-from agent.coordinator.trust import peek
 from agent.pod.processes import LocalLauncher
 from agent.sidecar.app import Agent, utc_now
 from agent.sidecar.settings import AgentSettings

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 from agent.contract.errors import BadInput, ErrorCode, InvalidKey, Unverified
 from agent.contract.events import digest, digest_of_unverified
 from agent.contract.messages import MAX_COMMAND_BYTES
+from agent.contract.signing.peeking import KEY_SUFFIXES, peek
 from agent.contract.topics import check_name
 
 if TYPE_CHECKING:
     from agent.contract.signing.keys import Keyring, SigningKey, TrustedKey
-
-KEY_SUFFIXES = frozenset({".pub", ".jwk", ".jwks", ".json"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +67,6 @@ class Trust:
             known = ", ".join(sorted(self.agents)) or "none"
             raise Unverified(ErrorCode.UNKNOWN_KEY, f"there is no agent key of namespace {namespace!r} (have: {known})")
         return verify(payload, keys, Typ.OUTCOME, limit_bytes=MAX_COMMAND_BYTES).payload
-
-
-def peek(payload: bytes) -> bytes:
-    """What a payload says, signed or not, believed by nobody. Raises Unverified for a signed one of no form."""
-    if payload[:2] != b"ey":
-        return payload
-    from agent.contract.signing.envelope import unverified  # noqa: PLC0415
-
-    return unverified(payload, limit_bytes=MAX_COMMAND_BYTES)
 
 
 def printable(text: str, limit: int = 400) -> str:

@@ -25,9 +25,10 @@ from agent.contract.messages import (
     Report,
     Trigger,
 )
+from agent.contract.signing.peeking import peek
 from agent.contract.topics import Topics, check_name
 from agent.coordinator.targets import Target
-from agent.coordinator.trust import Sealed, Trust, peek, printable
+from agent.coordinator.trust import Sealed, Trust, printable
 
 log = structlog.get_logger("podhook.coordinator")
 

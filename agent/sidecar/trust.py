@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from agent.contract.errors import ErrorCode, InvalidKey, InvalidSettings, Unverified
 from agent.contract.messages import MAX_COMMAND_BYTES
+from agent.contract.signing.peeking import KEY_SUFFIXES, looks_signed, peek
 
 if TYPE_CHECKING:
     from agent.contract.signing.keys import Keyring, SigningKey, TrustedKey
 
-#: What may lie in a directory of keys; a mounted volume has more files, all of them hidden.
-KEY_SUFFIXES = frozenset({".pub", ".jwk", ".jwks", ".json"})
+#: A mounted volume has more files than keys, all of them hidden.
 MAX_FILES = 256
 
 
@@ -68,8 +68,8 @@ class Trust:
                     "coordinators (PODHOOK_TRUSTED_KEYS, made by `podhook keygen`), or set "
                     "PODHOOK_ALLOW_UNSIGNED=true if everybody who reaches the broker may run commands here",
                 )
-            return (self.peek(payload) or payload if _looks_signed(payload) else payload), ANYBODY
-        if not _looks_signed(payload):
+            return peek(payload), ANYBODY
+        if not looks_signed(payload):
             raise Unverified(
                 ErrorCode.UNSIGNED,
                 "the agent obeys only signed commands, and this one is not; sign it with a key that it trusts "
@@ -86,23 +86,6 @@ class Trust:
             )
         key = verified.key
         return verified.payload, Voucher(key.kid, key.name, key.operator, self.since.get(key.kid))
-
-    @staticmethod
-    def peek(payload: bytes) -> bytes | None:
-        """What a signed payload says, believed by nobody; an unsigned one as it is."""
-        if not _looks_signed(payload):
-            return payload
-        from agent.contract.signing.envelope import unverified  # noqa: PLC0415
-
-        try:
-            return unverified(payload, limit_bytes=MAX_COMMAND_BYTES)
-        except Unverified:
-            return None
-
-
-def _looks_signed(payload: bytes) -> bool:
-    """A JWS begins with the base64 of `{`, a CloudEvent with the character itself."""
-    return payload[:2] == b"ey"
 
 
 class TrustedKeys:
@@ -229,7 +212,7 @@ class Signature:
         if self._ring is None:
             if self._configured:
                 raise Unverified(ErrorCode.UNKNOWN_KEY, "the agent's own key could not be read yet: nobody is believed")
-            return Trust.peek(payload) or payload
+            return peek(payload)
         from agent.contract.signing.envelope import Typ, verify  # noqa: PLC0415
 
         return verify(payload, self._ring, Typ.OUTCOME, limit_bytes=MAX_COMMAND_BYTES).payload

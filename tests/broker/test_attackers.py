@@ -20,10 +20,10 @@ import pytest
 from agent.contract.events import digest
 from agent.contract.messages import Cancel, OutcomeMessage, Trigger
 from agent.contract.signing.envelope import Typ, sign, unverified
+from agent.contract.signing.peeking import peek
 from agent.contract.states import Outcome
 from agent.contract.topics import Topics
 from agent.coordinator import Coordinator, RunEvent, RunResult, Verdict
-from agent.coordinator.trust import peek
 from agent.sidecar.app import utc_now
 from tests.agents import AgentProcess, Sent, Tally, code
 from tests.broker.raw import Raw

@@ -185,7 +185,7 @@ def test_a_field_that_does_not_fit_is_refused_at_its_place(name, data, place):
 def test_a_duration_is_a_number_that_can_be_written(name):
     field = "running_seconds" if name == "heartbeat.v1" else "duration_seconds"
     payload = json.dumps(event(name, **{field: 12345})).replace("12345", "1e999").encode()
-    assert f"data.{field}" in refused(payload)
+    assert "1e999 is out of range" in refused(payload)
 
 
 def test_several_reasons_come_in_one_message_of_bounded_length():

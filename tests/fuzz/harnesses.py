@@ -22,6 +22,7 @@ from agent.contract.events import seal
 from agent.contract.messages import COMMANDS, MAX_COMMAND_BYTES
 from agent.contract.signing.envelope import Typ, sign, unverified, verify
 from agent.contract.signing.keys import parse_signing_key, parse_trusted_keys, private_text, public_text
+from agent.contract.signing.peeking import peek
 from agent.coordinator import trust as coordinators
 from agent.pod.identity import Identity, parse_description, parse_labels
 from agent.sidecar.inbox import Command, InvalidTrigger, open_command
@@ -147,7 +148,7 @@ def replies(payload: bytes) -> None:
         assert payload in SAID
         assert namespace == "shop"
     with contextlib.suppress(BadInput):
-        test_messages.open_or_refuse(coordinators.peek(payload))
+        test_messages.open_or_refuse(peek(payload))
 
 
 # -- hooks and policies

@@ -15,9 +15,9 @@ from agent.bus.types import Publication
 from agent.contract.events import digest, seal
 from agent.contract.messages import OutcomeMessage, Presence
 from agent.contract.signing.envelope import Typ, sign, unverified
+from agent.contract.signing.peeking import peek
 from agent.contract.states import Outcome
 from agent.coordinator import HookCall, RunEvent, RunResult, Verdict, load_hooks
-from agent.coordinator.trust import peek
 from agent.sidecar.app import utc_now
 from tests.agents import AgentProcess, online
 from tests.contract.signing.keys import pair

@@ -12,7 +12,7 @@ from agent.bus.types import Publication
 from agent.contract.events import Kinds, open_event, seal
 from agent.contract.messages import Presence
 from agent.contract.signing.envelope import Typ, sign
-from agent.coordinator.trust import peek
+from agent.contract.signing.peeking import peek
 from agent.sidecar.app import utc_now
 from tests.agents import AgentProcess, online
 from tests.contract.signing.keys import pair

@@ -16,8 +16,8 @@ from agent.contract.errors import InvalidSettings, LinkDown, PublishRefused
 from agent.contract.events import Kinds, open_event, seal
 from agent.contract.messages import Owner, Presence
 from agent.contract.signing.keys import private_text
+from agent.contract.signing.peeking import peek
 from agent.contract.topics import Topics
-from agent.coordinator.trust import peek
 from agent.pod.identity import Identity, parse_labels
 from agent.sidecar import presence as presence_module
 from agent.sidecar.presence import PresenceFacts, PresenceKeeper
