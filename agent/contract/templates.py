@@ -64,12 +64,39 @@ class LabelSelectorRequirement(Strict):
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
     values: list[str] = Field(default_factory=list)
 
+    @classmethod
+    def between_fields(cls, written: Mapping[Any, Any]) -> Iterator[Finding]:
+        """In and NotIn need values, the others have none (meta/v1)."""
+        operator, values = written.get("operator"), written.get("values")
+        if operator in ("In", "NotIn") and not values:
+            yield ("values",), f"operator {operator} needs at least one value; add it"
+        if operator in ("Exists", "DoesNotExist") and values:
+            yield ("values",), f"operator {operator} takes no values; remove them"
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        """Whether these labels satisfy it; NotIn also matches where the key is absent."""
+        match self.operator:
+            case "In":
+                return self.key in labels and labels[self.key] in self.values
+            case "NotIn":
+                return self.key not in labels or labels[self.key] not in self.values
+            case "Exists":
+                return self.key in labels
+            case _:
+                return self.key not in labels
+
 
 class LabelSelector(Strict):
     """Kubernetes' LabelSelector."""
 
     match_labels: dict[str, str] = Field(default_factory=dict)
     match_expressions: list[LabelSelectorRequirement] = Field(default_factory=list)
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        """Whether these labels satisfy every part of it. As in Kubernetes, an empty one matches all."""
+        return all(labels.get(key) == value for key, value in self.match_labels.items()) and all(
+            each.matches(labels) for each in self.match_expressions
+        )
 
 
 class AllowedNamespaces(Strict):

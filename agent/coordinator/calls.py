@@ -17,11 +17,11 @@ from agent.contract.messages import (
     MAX_START_WINDOW_SECONDS,
     MAX_TIMEOUT_SECONDS,
     CatalogueHook,
-    ErrorDetail,
 )
 from agent.contract.rendering import RenderError, expand
 from agent.contract.templates import Executor, Hook, HookSpec, PodExecutor, rendered_fields, used_placeholders
-from agent.coordinator.targets import Selection, executor_of
+from agent.coordinator.operator import check_here
+from agent.coordinator.usage import check_usage
 
 #: A command is an action and this much at most: its envelope, names and times. A signature makes four bytes of three.
 ENVELOPE_BYTES = 8 * 1024
@@ -37,6 +37,11 @@ class HookCall:
     `namespaces` None means all. `max_parallel` and `max_errors` None mean no bound. `expect` is how many pods must be
     selected. `params` fill the hook's parameters. A hook of the agents' own `catalogue` travels as its name and these
     parameters, and each agent fills in what its policy has there: see `of_catalogue`.
+
+    `variables` fill `${NAME}` as parameters do (KubeStash's HookInfo.variables, their values already read): a parameter
+    that is given wins over a variable, a variable over a parameter's default. `data` is what `{{ }}` may read beside
+    `Params`: `Name`, `Namespace`, `Invoker`, `Target` and `Status` with `Phase`, `Duration`, `Error`.
+    `namespace_labels`, by namespace, decide about templates that may be used from selected namespaces only.
     """
 
     hook: Hook
@@ -54,6 +59,9 @@ class HookCall:
     selector: str | None = None
     strategy: str | None = None
     catalogue: bool = False
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    data: Mapping[str, object] = field(default_factory=dict)
+    namespace_labels: Mapping[str, Mapping[str, str]] | None = None
 
     @classmethod
     def of_catalogue(cls, name: str, *, selector: str, **more: Any) -> Self:
@@ -72,26 +80,34 @@ class HookCall:
         hook: CatalogueHook = _validated(CatalogueHook, document)
         return hook
 
-    def executor(self) -> PodExecutor:
-        """The Pod executor, with the call's own selector and strategy where given.
+    def executor(self) -> Executor:
+        """Who runs it: the hook's executor, or agents by the call's own selector and strategy where given.
 
         Raises:
-            InvalidHook: none is there, or one that cannot be run yet.
+            InvalidHook: none is there, or the call's selector or strategy does not fit it.
         """
         present = self.hook.spec.executor
+        if present is not None and present.type != "Pod":
+            if (given := "--selector" if self.selector is not None else "--strategy" if self.strategy else "") != "":
+                text = f"is {present.type!r}, which selects no pods; leave {given} out, or write type: Pod"
+                raise InvalidHook([Problem("executor.type", text)])
+            return present
+        pod = present.pod.model_dump(by_alias=True) if present is not None and present.pod is not None else {}
         if self.selector is not None:
-            if present is not None and present.type != "Pod":
-                executor_of(present)
-            pod: dict[str, Any] = present.pod.model_dump(by_alias=True) if present and present.pod else {}
             pod["selector"] = self.selector
-            present = _validated(Executor, {"type": "Pod", "pod": pod})
-        if present is None:
-            raise InvalidHook([Problem("executor", "is missing: add one, or say in which pods with --selector")])
-        pod_executor = executor_of(present)
         if self.strategy is not None:
-            merged = {**pod_executor.model_dump(by_alias=True), "strategy": self.strategy}
-            pod_executor = _validated(PodExecutor, merged)
-        return pod_executor
+            pod["strategy"] = self.strategy
+        if "selector" not in pod:
+            raise InvalidHook([Problem("executor", "is missing: add one, or say in which pods with --selector")])
+        executor: Executor = _validated(Executor, {"type": "Pod", "pod": pod})
+        return executor
+
+    def pods(self) -> PodExecutor:
+        """The part of a Pod executor. Raises InvalidHook as `executor`, and for one of another type."""
+        executor = self.executor()
+        if executor.pod is None:
+            raise InvalidHook([Problem("executor.type", f"is {executor.type!r}, and only Pod selects pods")])
+        return executor.pod
 
     def action(self) -> Action:
         """The action with its parameters filled in.
@@ -105,7 +121,7 @@ class HookCall:
         values = self._values(spec)
         document = spec.action.model_dump(by_alias=True, exclude_none=True)
         problems = []
-        data = {"Params": dict(values)}
+        data = {**self.data, "Params": dict(values)}
         for path, text in rendered_fields(spec):
             try:
                 _set(document, path.removeprefix("action."), expand(text, data, values))
@@ -136,7 +152,7 @@ class HookCall:
             if value is not None and (value < least or (most is not None and value > most)):
                 limits = f"at least {least}" + (f" and at most {most}" if most is not None else "")
                 problems.append(Problem(name, f"is {value}; it must be {limits}"))
-        for part in (self._check_usage_policy, self.executor, self._check_action):
+        for part in (self._check_usage_policy, self._check_executor, self._check_action):
             try:
                 part()
             except InvalidHook as error:
@@ -144,10 +160,19 @@ class HookCall:
         if problems:
             raise InvalidHook(problems)
 
+    def _check_usage_policy(self) -> None:
+        check_usage(self.hook, self.namespaces, self.namespace_labels)
+
+    def _check_executor(self) -> None:
+        executor = self.executor()
+        if executor.type == "Operator" and self.hook.spec.action is not None:
+            check_here(self.action())
+
     def _check_action(self) -> None:
         spec = self.hook.spec
         if spec.action is None and spec.executor is not None and spec.executor.type == "Function":
-            return  # a Function needs none
+            self._values(spec)  # a Function needs no action, and its parameters are still checked
+            return
         size = len(self.sent().model_dump_json(by_alias=True, exclude_none=True).encode())
         if size > MAX_ACTION_BYTES:
             text = (
@@ -168,6 +193,7 @@ class HookCall:
             if name not in declared and name not in used and f".Params.{name}" not in text
         ]
         values = {param.name: param.default for param in spec.params if param.default is not None}
+        values.update(self.variables)
         values.update(self.params)
         problems += [
             Problem(
@@ -180,35 +206,6 @@ class HookCall:
         if problems:
             raise InvalidHook(problems)
         return values
-
-    def _check_usage_policy(self) -> None:
-        """A template that says in which namespaces it may be used is believed, as far as a file can be checked."""
-        policy = self.hook.spec.usage_policy.allowed_namespaces
-        home = self.hook.namespace
-        if home is None or policy.from_ == "All":
-            return
-        if policy.from_ == "Selector":
-            raise InvalidHook(
-                [
-                    Problem(
-                        "spec.usagePolicy",
-                        "from: Selector needs the labels of namespaces, which come with the Kubernetes coordinator; "
-                        "use Same or All",
-                    )
-                ]
-            )
-        if self.namespaces != frozenset({home}):
-            asked = "all namespaces" if self.namespaces is None else ", ".join(sorted(self.namespaces))
-            raise InvalidHook(
-                [
-                    Problem(
-                        "spec.usagePolicy",
-                        f"the template belongs to namespace {home!r} and may be used only there (from: Same), "
-                        f"not in {asked}; "
-                        f"run it with --namespace {home}, or write from: All",
-                    )
-                ]
-            )
 
 
 def _validated(model: Any, document: dict[str, Any]) -> Any:
@@ -234,41 +231,3 @@ def _set(document: dict[str, Any], path: str, value: str) -> None:
         document[kind][field_name][int(index.rstrip("]"))] = value
     else:
         document[kind][field_name] = value
-
-
-def why_not(call: HookCall, executor: PodExecutor, selection: Selection) -> ErrorDetail | None:
-    """Why a run must not begin with this selection; None when it may."""
-    where = "any namespace" if call.namespaces is None else "namespace " + ", ".join(sorted(call.namespaces))
-    what = f"selector {executor.selector!r}" + (" and owner" if executor.owner else "")
-    if call.expect is not None and selection.found != call.expect:
-        code, text = (
-            "unexpected_count",
-            f"{what} in {where} found {selection.found} pods, expected {call.expect}; nothing was triggered"
-            + (f" ({_doubts(selection)})" if selection.doubted else ""),
-        )
-    elif selection.missing and not call.allow_missing:
-        gone = [each for each in selection.missing if each not in selection.doubted]
-        code = "missing_agents"
-        said = [f"{len(gone)} selected pods have no live agent: {', '.join(map(str, gone[:20]))}"] if gone else []
-        said += [_doubts(selection)] if selection.doubted else []
-        text = f"{'; '.join(said)}; nothing was triggered. Bring them back, or go on without them with --allow-missing"
-    elif selection.missing and not selection.targets and not call.allow_empty:
-        code = "missing_agents"
-        text = f"every one of the {len(selection.missing)} selected pods is without a live agent; nothing was triggered"
-    elif not selection.targets and not call.allow_empty and call.expect != 0:
-        code = "no_targets"
-        text = (
-            f"{what} in {where} matches no agent; nothing was triggered. See who is there with `podhook agents`, "
-            "or accept it with --allow-empty"
-        )
-    else:
-        return None
-    return ErrorDetail(code=code, message=text)
-
-
-def _doubts(selection: Selection) -> str:
-    names = ", ".join(map(str, selection.doubted[:20]))
-    return (
-        f"what stands for the presence of {len(selection.doubted)} pods does not verify: {names}. `podhook agents` "
-        "says why; give the right --agent-keys, or clear it with `podhook agents --prune` (who lives says it again)"
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -16,37 +16,65 @@ import uuid_utils
 from agent.bus.broker import Broker, parse_broker
 from agent.bus.link import Link
 from agent.bus.types import Connected, Delivery, Disconnected, LinkOptions
-from agent.contract.errors import BadInput, InvalidSettings
-from agent.contract.messages import MAX_LISTED, AttemptReport, ErrorDetail, Presence, Query, check_run_id
-from agent.contract.templates import PodExecutor
+from agent.contract.errors import BadInput, InvalidHook, InvalidSettings, Problem
+from agent.contract.messages import MAX_LISTED, AttemptReport, ErrorDetail, Presence, Query, Result, check_run_id
+from agent.contract.templates import Executor, PodExecutor
 from agent.contract.topics import Topics, is_level
-from agent.coordinator.calls import HookCall, why_not
+from agent.coordinator.calls import HookCall
+from agent.coordinator.choosing import Chooser, ListPods, Source
 from agent.coordinator.inquiry import ask
+from agent.coordinator.operator import OperatorOptions, run_here
 from agent.coordinator.picture import Picture, picture_of
 from agent.coordinator.results import OnEvent, RunEvent, RunResult, TargetResult, guarded, ignore
 from agent.coordinator.resume import Resumption
+from agent.coordinator.roster import Roster
 from agent.coordinator.round import Round
-from agent.coordinator.targets import Selection, Target, select
+from agent.coordinator.solo import Attempt, Solo
+from agent.coordinator.targets import Target, why_not
 from agent.coordinator.trust import Trust, load_agent_keys, load_key, printable
 from agent.coordinator.verdict import Verdict, verdict_of
 from agent.coordinator.watch import CANCEL_SECONDS
 from agent.coordinator.wire import Distrusted, Wire
 
 if TYPE_CHECKING:
+    from agent.actions.stop import Stop
     from agent.contract.signing.keys import Keyring, SigningKey
 
 log = structlog.get_logger("podhook.coordinator")
 T = TypeVar("T")
 
-#: Presence is complete when nothing retained came for this long; the broker says no end of it.
-QUIET_SECONDS = 0.4
-#: ... or this long once there are many: a broker under load pauses in the middle of thousands.
-MANY_PRESENCES, QUIET_AMONG_MANY_SECONDS = 200, 1.5
-#: ... and at the latest after this long.
-SETTLED_SECONDS, SETTLED_AMONG_MANY_SECONDS = 5.0, 15.0
 CONNECT_SECONDS = 5.0
+#: The broker of a coordinator that has none: a name that is never resolved (RFC 6761, section 6.4).
+NOWHERE = "mqtt://invalid."
+#: What stands for the coordinator itself where a run's targets are named.
+OPERATOR = "operator"
 #: Who is asked for its clock, and is well, answers within this.
 CLOCK_SECONDS = 1.5
+
+
+@dataclass(slots=True)
+class _Run:
+    """A run and what is known of it so far."""
+
+    call: HookCall
+    run_id: str
+    started_at: datetime
+    tell: OnEvent
+    begun: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    notes: list[str] = field(default_factory=list)
+
+    def result(
+        self,
+        verdict: Verdict,
+        targets: Sequence[TargetResult] = (),
+        *,
+        error: ErrorDetail | None = None,
+        verified: bool,
+    ) -> RunResult:
+        seconds = asyncio.get_running_loop().time() - self.begun
+        notes = tuple(self.notes)
+        name = self.call.hook.name
+        return RunResult(self.run_id, name, verdict, self.started_at, seconds, tuple(targets), error, notes, verified)
 
 
 def utc_now() -> datetime:
@@ -78,13 +106,17 @@ class Coordinator:
                 print(run.verdict)
 
     Args:
-        broker: a URL (`mqtt://host:1883`) or a `Broker` with credentials and certificates.
+        broker: a URL (`mqtt://host:1883`) or a `Broker` with credentials and certificates. None: no agent can be
+            reached, and only hooks run that need none.
         topic_root: first level of every topic, as the agents have it.
         connect_seconds: how long the first connection may take.
         key: the private key that signs what is sent, or its file (`podhook keygen`); None sends unsigned, which only
             agents with PODHOOK_ALLOW_UNSIGNED obey.
         agent_keys: the public keys of agents by namespace, or the directory of their files (`NAMESPACE.pub`); what an
             agent of a namespace says and does not verify is then refused. None: nothing is verified.
+        list_pods: asks the cluster which pods there are; None: agents say it.
+        source: `auto`, `kubernetes` or `presence`; see `Source`.
+        operator: how hooks of the Operator executor run here.
 
     Raises:
         InvalidKey: a key file that cannot be used.
@@ -97,15 +129,19 @@ class Coordinator:
 
     def __init__(
         self,
-        broker: str | Broker,
+        broker: str | Broker | None,
         *,
         topic_root: str = "podhook",
         connect_seconds: float = CONNECT_SECONDS,
         key: SigningKey | Path | None = None,
         agent_keys: Mapping[str, Keyring] | Path | None = None,
+        list_pods: ListPods | None = None,
+        source: Source | str = Source.AUTO,
+        operator: OperatorOptions | None = None,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
-        self._broker = broker if isinstance(broker, Broker) else parse_broker(broker)
+        self._reachable = broker is not None
+        self._broker = broker if isinstance(broker, Broker) else parse_broker(broker or NOWHERE)
         self._topics = Topics(topic_root)
         self._connect_seconds = connect_seconds
         self._now = now
@@ -122,22 +158,23 @@ class Coordinator:
             load_agent_keys(agent_keys) if isinstance(agent_keys, Path) else agent_keys,
         )
         self._wire = Wire(self._link, self._topics, self.id, now, self._trust)
-        self._alive: set[Round | Resumption] = set()
+        self._roster = Roster(self._wire)
+        self._chooser = Chooser(self._roster, list_pods, Source(source))
+        self._operator = operator or OperatorOptions()
+        self._alive: set[Round | Resumption | Solo] = set()
         self._reading: asyncio.Task[None] | None = None
-        self._presence_changed = asyncio.Event()
-        self._wire.on_presence = self._note_presence
-        self._changes = self._told = 0  # of presence: how many there were, and as of which `agents` has told
-        self._last_retained = 0.0
         self._cancels = 0
 
     async def __aenter__(self) -> Self:
+        if not self._reachable:
+            return self
         await self._link.__aenter__()
         try:
             await self._link.wait_up(self._connect_seconds)
         except BaseException:
             await self._link.__aexit__()
             raise
-        self._last_retained = asyncio.get_running_loop().time()
+        self._roster.link_restored()
         self._reading = asyncio.create_task(self._read(), name="coordinator")
         return self
 
@@ -145,7 +182,7 @@ class Coordinator:
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
-        await self._link.__aexit__()
+            await self._link.__aexit__()
 
     # -- who is there
 
@@ -160,28 +197,20 @@ class Coordinator:
 
         Of an agent whose presence verified before, that one counts. Empty without agent keys.
         """
-        return [each for key, each in sorted(self._wire.distrusted.items()) if key not in self._wire.presences]
+        return self._roster.distrusted
 
     async def agents(self) -> list[Presence]:
         """Everybody's presence, by namespace and name, once it is complete; if we verify, of those that do."""
-        await self._settle(None)
-        self._told = self._changes
-        return self._known()
+        return await self._roster.agents()
 
     async def presence_changed(self) -> None:
         """Wait until somebody's presence is another than `agents` last told."""
-        while self._changes == self._told:
-            self._presence_changed.clear()
-            await self._presence_changed.wait()
-
-    def _note_presence(self) -> None:
-        self._changes += 1
-        self._presence_changed.set()
+        await self._roster.changed()
 
     # -- hooks
 
     async def run(self, call: HookCall, *, run_id: str | None = None, on_event: OnEvent = ignore) -> RunResult:
-        """Run a hook on the pods that it selects, and come back with its verdict.
+        """Run a hook by its executor - agents in the pods it selects, or the coordinator itself - to its verdict.
 
         Cancelling the task that awaits this cancels the run: what was started is stopped, and up to ten seconds are
         spent on hearing how it ended. `on_event` then still hears every outcome.
@@ -193,67 +222,83 @@ class Coordinator:
 
         Raises:
             InvalidHook: the hook cannot be run as it is called; nothing was triggered.
-            BadInput: `run_id` is no UUID, or a run of this coordinator has it; nothing was triggered.
+            BadInput: `run_id` is no UUID, or a run of this coordinator has it, or there is no broker to reach agents
+                by; nothing was triggered.
+            ClusterUnavailable: the cluster says which pods there are, and cannot be asked; nothing was triggered.
         """
+        call = await self._informed(call)
         call.check()
         executor = call.executor()
-        run_id = self._checked(run_id or str(uuid_utils.uuid7()))
-        cancels = self._cancels
-        begun, started_at = asyncio.get_running_loop().time(), self._now()
+        run = _Run(call, self._checked(run_id or str(uuid_utils.uuid7())), self._now(), guarded(on_event))
+        if executor.pod is not None:
+            return await self._run_in_pods(run, executor.pod)
+        return await self._run_alone(run, executor)
 
-        def result(
-            verdict: Verdict, targets: Sequence[TargetResult] = (), error: ErrorDetail | None = None
-        ) -> RunResult:
-            seconds = asyncio.get_running_loop().time() - begun
-            return RunResult(
-                run_id,
-                call.hook.name,
-                verdict,
-                started_at,
-                seconds,
-                tuple(targets),
-                error,
-                tuple(notes),
-                self._trust.verifies,
-            )
-
-        notes: list[str] = []
-        selection = await self._select(call, executor, cancels)
+    async def _run_in_pods(self, run: _Run, executor: PodExecutor) -> RunResult:
+        call, cancels = run.call, self._cancels
+        self._need_broker()
+        selection = await self._chooser.select(call, executor, lambda: self._cancels != cancels)
+        verifies = self._trust.verifies
         if self._cancels != cancels:
-            return result(
-                Verdict.CANCELLED,
-                error=ErrorDetail(code="cancelled", message="cancelled before anything was triggered; nothing ran"),
-            )
+            text = "cancelled before anything was triggered; nothing ran"
+            return run.result(Verdict.CANCELLED, error=ErrorDetail(code="cancelled", message=text), verified=verifies)
         error = why_not(call, executor, selection)
         if error is not None:
-            return result(Verdict.NOT_STARTED, error=error)
+            return run.result(Verdict.NOT_STARTED, error=error, verified=verifies)
+        run.notes += selection.notes
         if selection.missing:
             names = ", ".join(map(str, selection.missing))
             why = "is offline or does not verify" if selection.doubted else "is offline"
-            notes.append(f"went on without {len(selection.missing)} selected pods whose agent {why}: {names}")
+            run.notes.append(f"went on without {len(selection.missing)} selected pods whose agent {why}: {names}")
         if not selection.targets:
-            notes.append("no pod was selected, and that was allowed")
-            return result(Verdict.SUCCEEDED)
-        tell = guarded(on_event)
-        tell(RunEvent("selected", run_id, targets=selection.targets))
+            run.notes.append("no pod was selected, and that was allowed")
+            return run.result(Verdict.SUCCEEDED, verified=verifies)
+        run.tell(RunEvent("selected", run.run_id, targets=selection.targets))
         a_round = Round(
-            run_id=run_id,
+            run_id=run.run_id,
             hook=call.hook.name,
             what=call.sent(),
             call=call,
             executor=executor,
             targets=selection.targets,
             wire=self._wire,
-            on_event=tell,
+            on_event=run.tell,
             now=self._now,
         )
         results = await self._drive(a_round)
-        notes += [
+        run.notes += [
             f"not believed: {namespace}/{pod}: {printable(why)}" for (namespace, pod), why in a_round.unverified.items()
         ]
         outcomes = [each.result.outcome for each in results]
         count, cancelled = len(selection.targets), a_round.cancelled
-        return result(verdict_of(executor.strategy, outcomes, count, cancelled=cancelled), results)
+        verdict = verdict_of(executor.strategy, outcomes, count, cancelled=cancelled)
+        return run.result(verdict, results, verified=verifies)
+
+    async def _run_alone(self, run: _Run, executor: Executor) -> RunResult:
+        """What needs no agent: whoever says how it ended is this coordinator, so it is as good as verified."""
+        target, attempt = self._alone(run, executor)
+        run.tell(RunEvent("selected", run.run_id, targets=(target,)))
+        solo = Solo(run.run_id, run.call, target, attempt, run.tell, self._now)
+        results = await self._to_its_end(solo, solo.run())
+        outcomes = [each.result.outcome for each in results]
+        verdict = verdict_of("ExecuteOnAll", outcomes, 1, cancelled=solo.cancelled)
+        return run.result(verdict, results, verified=True)
+
+    def _alone(self, run: _Run, executor: Executor) -> tuple[Target, Attempt]:
+        if executor.type != "Operator":
+            text = f"{executor.type!r} is understood but cannot be run yet; use type: Pod or Operator"
+            raise InvalidHook([Problem("executor.type", text)])
+        action = run.call.action()
+
+        async def attempt(number: int, stop: Stop, _: Callable[[str], None]) -> Result:
+            mark = f"{run.run_id}/{number}"
+            return await run_here(action, mark=mark, run_id=run.run_id, options=self._operator, stop=stop)
+
+        return Target("", OPERATOR, ""), attempt
+
+    async def _informed(self, call: HookCall) -> HookCall:
+        """The call with the labels of its namespaces, where its template asks for them and the cluster has them."""
+        return call
 
     def cancel(self, *, within_seconds: float = CANCEL_SECONDS) -> None:
         """Cancel every run of this coordinator; their `run` comes back soon with what is known.
@@ -263,7 +308,7 @@ class Coordinator:
                 can only shorten it.
         """
         self._cancels += 1
-        self._presence_changed.set()  # a run that still waits to know its targets ends here, too
+        self._roster.wake()  # a run that still waits to know its targets ends here, too
         for each in self._alive:
             each.cancel(within_seconds)
 
@@ -294,8 +339,8 @@ class Coordinator:
         def question(query_id: str, _: Target) -> Query:
             return Query(query_id=query_id, coordinator=self.id, limit=min(limit, MAX_LISTED))
 
-        await self._settle(None)
-        online, offline = self._present(namespaces)
+        await self._roster.settle()
+        online, offline = self._roster.present(namespaces)
         answers = await ask(self._wire, online, question, run_id=None, now=self._now)
         attempts: dict[str, dict[Target, list[AttemptReport]]] = {}
         for target, answer in answers.items():
@@ -345,8 +390,9 @@ class Coordinator:
 
     async def _resumption(self, run_id: str, namespaces: frozenset[str] | None, on_event: OnEvent) -> Resumption:
         run_id = self._checked(run_id)
-        await self._settle(None)
-        return Resumption(run_id, self._wire, on_event, self._now, lambda: self._present(namespaces))
+        self._need_broker()
+        await self._roster.settle()
+        return Resumption(run_id, self._wire, on_event, self._now, lambda: self._roster.present(namespaces))
 
     # -- agents
 
@@ -373,7 +419,7 @@ class Coordinator:
         Raises:
             LinkDown, PublishRefused: not all could be cleared.
         """
-        await self._settle(None)
+        await self._roster.settle()
         for target in map(Target.of, agents):
             if not self._wire.is_online(target):
                 await self._wire.clear_presence(target)
@@ -399,7 +445,7 @@ class Coordinator:
             self._wire.forget(a_round.run_id, a_round.query_id)
             await a_round.close()
 
-    async def _to_its_end(self, what: Round | Resumption, work: Coroutine[None, None, T]) -> T:
+    async def _to_its_end(self, what: Round | Resumption | Solo, work: Coroutine[None, None, T]) -> T:
         """Do the work of a run; when we are cancelled, cancel the run and still hear its end, then pass that on."""
         self._alive.add(what)
         running = asyncio.create_task(work, name=f"run {what.run_id}")
@@ -413,84 +459,35 @@ class Coordinator:
             running.cancel()
             self._alive.discard(what)
 
+    def _need_broker(self) -> None:
+        if self._reading is None:
+            raise BadInput("agents are reached over a broker, and this coordinator was given none; give its URL")
+
     def _checked(self, run_id: str) -> str:
         check_run_id(run_id)
         if any(each.run_id == run_id for each in self._alive):
             raise BadInput(f"run id {run_id} is in use by a run that has not ended; every run needs its own")
         return run_id
 
-    # -- targets
-
-    async def _select(self, call: HookCall, executor: PodExecutor, cancels: int) -> Selection:
-        def enough() -> bool:
-            found = len(select(self._known(), executor, call.namespaces).targets)
-            return found == call.expect or self._cancels != cancels
-
-        await self._settle(enough if call.expect is not None else None)
-        selection = select(self._known(), executor, call.namespaces)
-        # Somebody wrote over that agent's presence, labels and all: a run must not get smaller by that.
-        doubted = tuple(
-            Target(each.namespace, each.pod, each.claim.pod_uid if each.claim else "")
-            for each in self.distrusted
-            if call.namespaces is None or each.namespace in call.namespaces
-        )
-        return replace(selection, missing=tuple(sorted({*selection.missing, *doubted})), doubted=doubted)
-
-    async def _settle(self, enough: Callable[[], bool] | None) -> None:
-        """Wait until presence is complete, that is quiet for a while; with `enough`, also for that, a few seconds."""
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
-        while True:
-            many = len(self._wire.presences) >= MANY_PRESENCES
-            end = begun + (SETTLED_AMONG_MANY_SECONDS if many else SETTLED_SECONDS)
-            if loop.time() >= end:
-                return
-            quiet_at = self._last_retained + (QUIET_AMONG_MANY_SECONDS if many else QUIET_SECONDS)
-            quiet = loop.time() >= quiet_at
-            if quiet:
-                self._wire.presence_complete()
-                if enough is None or enough():
-                    return
-            self._presence_changed.clear()
-            try:
-                async with asyncio.timeout_at(end if quiet else min(quiet_at, end)):
-                    await self._presence_changed.wait()
-            except TimeoutError:
-                continue
-
     @property
     def _rounds(self) -> list[Round]:
         return [each for each in self._alive if isinstance(each, Round)]
 
-    def _present(self, namespaces: frozenset[str] | None) -> tuple[list[Target], list[Target]]:
-        """Who is online, and who is offline."""
-        meant = [each for each in self._known() if namespaces is None or each.namespace in namespaces]
-        return (
-            [Target.of(each) for each in meant if each.state == "online"],
-            [Target.of(each) for each in meant if each.state == "offline"],
-        )
-
-    def _known(self) -> list[Presence]:
-        return [presence for _, presence in sorted(self._wire.presences.items())]
-
     async def _read(self) -> None:
-        loop = asyncio.get_running_loop()
         async for event in self._link.events():
             match event:
                 case Connected():
-                    self._last_retained = loop.time()
-                    self._presence_changed.set()
+                    self._roster.link_restored()
                     for a_round in self._rounds:
                         a_round.link_restored()
                 case Disconnected(reason, _):
-                    self._last_retained = float("inf")  # not quiet before the link is up again
-                    self._wire.link_lost()
+                    self._roster.link_lost()
                     for a_round in self._rounds:
                         a_round.link_lost()
                     for each in self._alive:
                         each.on_event(RunEvent("broker", each.run_id, text=f"connection lost: {reason}"))
                 case Delivery():
                     if event.retain:
-                        self._last_retained = loop.time()
+                        self._roster.retained()
                     self._wire.take(event)
                     event.ack()

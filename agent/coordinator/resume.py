@@ -28,7 +28,7 @@ from agent.contract.states import AttemptState, Outcome
 from agent.coordinator.inquiry import ask
 from agent.coordinator.picture import Known, Picture, first_possible_issue, picture_of
 from agent.coordinator.results import OnEvent, RunEvent, RunResult, TargetResult
-from agent.coordinator.round import RETRY_CEILING_SECONDS
+from agent.coordinator.retries import RETRY_CEILING_SECONDS
 from agent.coordinator.targets import Target
 from agent.coordinator.verdict import Verdict, may_retry
 from agent.coordinator.watch import CANCEL_SECONDS, SILENT_SECONDS

@@ -10,7 +10,7 @@ import random
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from agent.contract.actions import Action
@@ -21,8 +21,9 @@ from agent.contract.states import Outcome
 from agent.contract.templates import PodExecutor
 from agent.coordinator.calls import HookCall
 from agent.coordinator.results import OnEvent, RunEvent, TargetResult
+from agent.coordinator.retries import code_of, retry_pause_seconds, that_counts_of
 from agent.coordinator.targets import Target
-from agent.coordinator.verdict import may_retry, never_started, that_counts
+from agent.coordinator.verdict import may_retry, never_started
 from agent.coordinator.watch import CANCEL_SECONDS, Step, Watch
 from agent.coordinator.wire import MAX_QUESTIONS, Wire
 
@@ -32,9 +33,6 @@ READY_SECONDS = 5.0
 QUESTION_SECONDS = 2.0
 #: ... and how soon a question that found no place is tried again.
 QUESTION_PAUSE_SECONDS = 0.25
-#: Pause before a retry; doubles up to the ceiling.
-RETRY_FIRST_SECONDS = 1.0
-RETRY_CEILING_SECONDS = 30.0
 #: Answers to so many of the latest questions about an attempt are heard.
 QUESTIONS_KEPT = 16
 #: At the end of a run, how long a cancel or a question may still take to leave.
@@ -119,7 +117,7 @@ class Round:
             result = await self._attempt(target, attempt, wait_for_go=False)
             results.append(TargetResult(target, attempt, result))
             if not await self._again(target, attempt, result):
-                return _that_counts(results)
+                return that_counts_of(results)
 
     async def _on_one(self) -> list[TargetResult]:
         """The first candidate that says ready gets `go`. After a go was sent, no other pod ever gets one."""
@@ -135,16 +133,16 @@ class Round:
                 result = await self._attempt(target, attempt, wait_for_go=True)
                 round_of.append(TargetResult(target, attempt, result))
                 tried.setdefault(target, []).append(round_of[-1])
-                if self._active_go(target) or not never_started(result.outcome, _code(result)):
+                if self._active_go(target) or not never_started(result.outcome, code_of(result)):
                     candidates, round_of = [target], round_of[-1:]  # what the others said does not count any more
                     break
             again = next((each for each in round_of if self._may_retry(attempt, each.result)), None)
             if again is None or not await self._again(again.target, attempt, again.result):
-                return [_that_counts(tried[target]) for target in sorted(tried)]
+                return [that_counts_of(tried[target]) for target in sorted(tried)]
 
     def _may_retry(self, attempt: int, result: Result) -> bool:
         return attempt <= self.call.max_retry and may_retry(
-            result.outcome, _code(result), retry_unknown=self.call.retry_unknown
+            result.outcome, code_of(result), retry_unknown=self.call.retry_unknown
         )
 
     async def _again(self, target: Target, attempt: int, result: Result) -> bool:
@@ -455,29 +453,5 @@ class Round:
         self.on_event(RunEvent(kind, self.run_id, target, attempt, text, result))
 
 
-def retry_pause_seconds(attempt: int, chance: float) -> float:
-    """How long to wait after an attempt before the next: between half of its pause and all of it, by `chance` (0 to 1).
-
-    So a thousand targets that failed together do not come back together.
-    """
-    most: float = min(RETRY_FIRST_SECONDS * 2 ** (attempt - 1), RETRY_CEILING_SECONDS)
-    return most * (0.5 + chance / 2)
-
-
 def _clock() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _that_counts(attempts: Sequence[TargetResult]) -> TargetResult:
-    """A target's result after all its attempts; says so if the last one had no effect and an earlier one may have."""
-    one = attempts[that_counts([(each.result.outcome, _code(each.result)) for each in attempts])]
-    last = attempts[-1]
-    if one is last:
-        return one
-    why = f" ({last.result.error.message})" if last.result.error else ""
-    note = f"attempt {last.attempt} was {last.result.outcome}{why}"[:2048]
-    return replace(one, result=one.result.model_copy(update={"notes": [*one.result.notes, note]}))
-
-
-def _code(result: Result) -> str | None:
-    return result.error.code if result.error else None

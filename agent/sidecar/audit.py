@@ -16,12 +16,12 @@ from typing import Any
 
 import structlog
 
+from agent.contract.action_secrets import redactor_of
 from agent.contract.actions import Action
 from agent.contract.messages import OfAttempt, OutcomeMessage, Query, Trigger, TriggerAddress
 from agent.pod.identity import Identity
 from agent.sidecar.audit_stream import AppendedFile, LineWriter, Sink, StandardOutput
 from agent.sidecar.floods import Flood
-from agent.sidecar.redaction import redactor_of
 from agent.sidecar.runner import Prepared
 from agent.sidecar.trust import ANYBODY, Voucher
 

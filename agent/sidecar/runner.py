@@ -14,8 +14,10 @@ import structlog
 
 from agent.actions.addresses import Reach
 from agent.actions.exec import ExecOptions, run_exec
+from agent.actions.secret_files import with_secrets
 from agent.actions.stop import Stop
 from agent.actions.tcp import run_tcp
+from agent.contract.action_secrets import secrets_of_action, secrets_of_params
 from agent.contract.actions import Action
 from agent.contract.errors import ErrorCode, Refusal
 from agent.contract.messages import Result, Trigger
@@ -27,8 +29,6 @@ from agent.pod.job import MINIMAL_PATH
 from agent.pod.processes import MARK_VARIABLE, Launcher
 from agent.sidecar.policy import Asked, Policy, judge
 from agent.sidecar.policy.judge import NO_POLICY, hook_action, judge_redirect
-from agent.sidecar.redaction import secrets_of_action, secrets_of_params
-from agent.sidecar.secret_files import with_secrets
 
 if TYPE_CHECKING:
     from agent.actions.http import HttpOptions

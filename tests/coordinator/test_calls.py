@@ -114,19 +114,19 @@ def test_a_command_that_no_agent_would_take_is_refused_here():
 
 def test_a_selector_of_the_call_replaces_the_hooks_own_and_keeps_its_strategy():
     own = hook(executor="executor: {type: Pod, pod: {selector: app=db, strategy: ExecuteOnAll}}\n")
-    executor = HookCall(own, selector="app=web").executor()
+    executor = HookCall(own, selector="app=web").pods()
     assert (executor.selector, executor.strategy) == ("app=web", "ExecuteOnAll")
 
 
 def test_a_selector_of_the_call_stands_in_for_a_missing_executor():
     bare = hook(executor="")
-    assert HookCall(bare, selector="app=web").executor().strategy == "ExecuteOnOne"
+    assert HookCall(bare, selector="app=web").pods().strategy == "ExecuteOnOne"
     assert "say in which pods with --selector" in problems(HookCall(bare))[0]
 
 
 def test_a_strategy_of_the_call_replaces_the_hooks_own():
-    assert HookCall(hook(), strategy="ExecuteOnAll").executor().strategy == "ExecuteOnAll"
-    assert HookCall(hook()).executor().strategy == "ExecuteOnOne"
+    assert HookCall(hook(), strategy="ExecuteOnAll").pods().strategy == "ExecuteOnAll"
+    assert HookCall(hook()).pods().strategy == "ExecuteOnOne"
 
 
 @pytest.mark.parametrize("more", [{"selector": ""}, {"selector": "a in"}, {"strategy": "ExecuteOnSome"}])
@@ -134,25 +134,79 @@ def test_a_selector_or_strategy_that_cannot_be_read_is_refused(more):
     assert problems(HookCall(hook(), **more))
 
 
-@pytest.mark.parametrize("selector", [None, "app=web"])
+OPERATOR = "executor: {type: Operator}\n"
+FUNCTION = "executor: {type: Function, function: {name: f}}\n"
+
+
+@pytest.mark.parametrize(("kind", "executor"), [("Operator", OPERATOR), ("Function", FUNCTION)])
 @pytest.mark.parametrize(
-    ("kind", "executor"),
+    ("more", "flag"), [({"selector": "app=web"}, "--selector"), ({"strategy": "ExecuteOnAll"}, "--strategy")]
+)
+def test_a_selector_or_strategy_fits_only_pods(kind, executor, more, flag):
+    assert problems(HookCall(hook("tcpSocket: {host: a, port: 1}", executor=executor), **more)) == [
+        f"executor.type: is {kind!r}, which selects no pods; leave {flag} out, or write type: Pod"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("action", "problem"),
     [
-        ("Operator", "executor: {type: Operator}\n"),
-        ("Function", "executor: {type: Function, function: {name: f}}\n"),
+        ("exec: {command: [a]}, containerName: mysql", "action.containerName: is 'mysql', and the Operator executor"),
+        ("exec: {command: [a], user: root}", "action.exec.user: is 'root'; the Operator executor"),
+        ("httpGet: {port: 80}", "action.httpGet.host: is required with the Operator executor"),
+        ("httpPost: {port: 80}", "action.httpPost.host: is required with the Operator executor"),
+        ("tcpSocket: {port: 80}", "action.tcpSocket.host: is required with the Operator executor"),
+        ("tcpSocket: {host: a, port: web}, containerName: c", "action.tcpSocket.port: is 'web', a name that only"),
     ],
 )
-def test_operator_and_function_are_refused_with_what_they_wait_for(kind, executor, selector):
-    [problem] = problems(HookCall(hook(executor=executor), selector=selector))
-    assert problem == (
-        f"executor.type: {kind!r} is understood but cannot be run yet: Operator and Function executors come with the "
-        "Kubernetes coordinator; use type: Pod"
-    )
+def test_the_operator_has_no_pod_so_what_only_pods_have_is_refused(action, problem):
+    [found] = problems(HookCall(hook(action, executor=OPERATOR)))
+    assert found.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        "exec: {command: [a]}",
+        "httpGet: {host: a, port: 80}",
+        "httpPost: {host: a, port: '80'}",
+        "tcpSocket: {host: a, port: 1}, containerName: c",
+    ],
+)
+def test_what_needs_no_pod_the_operator_runs(action):
+    HookCall(hook(action, executor=OPERATOR)).check()
 
 
 def test_a_function_needs_no_action_so_none_is_asked_for():
-    bare = load_hooks("executor: {type: Function, function: {name: f}}")[0]
-    assert [problem.split(":")[0] for problem in problems(HookCall(bare))] == ["executor.type"]
+    HookCall(load_hooks(FUNCTION)[0]).check()
+
+
+def test_a_function_without_an_action_still_has_its_parameters_checked():
+    declared = load_hooks("params: [{name: A}]\n" + FUNCTION)[0]
+    assert problems(HookCall(declared, params={"B": ""}))[0].startswith("param B: is neither declared nor used")
+
+
+# -- variables and data
+
+
+@pytest.mark.parametrize(
+    ("params", "variables", "said"),
+    [({}, {}, "d"), ({}, {"A": "v"}, "v"), ({"A": "p"}, {"A": "v"}, "p"), ({"A": "p"}, {}, "p")],
+)
+def test_a_given_param_wins_over_a_variable_and_that_over_a_default(params, variables, said):
+    declared = template('["echo", "${A}"]', "[{name: A, default: d}]")
+    assert HookCall(declared, params=params, variables=variables).action().exec_.command == ["echo", said]
+
+
+def test_a_variable_that_the_hook_does_not_use_is_no_error():
+    HookCall(template('["echo"]'), variables={"UNUSED": "x"}).check()
+
+
+def test_a_template_reads_what_the_call_knows_of_the_operation():
+    status = template('["echo", "{{ if eq .Status.Phase `Succeeded` }}fine{{ else }}{{ .Status.Error }}{{ end }}"]')
+    data = {"Status": {"Phase": "Failed", "Error": "disk full"}}
+    assert HookCall(status, data=data).action().exec_.command == ["echo", "disk full"]
+    assert HookCall(status).action().exec_.command == ["echo", "<no value>"]
 
 
 def test_an_executor_alone_cannot_be_run():
@@ -238,7 +292,7 @@ def test_a_catalogue_hook_travels_as_its_name_and_parameters():
     sent = call.sent()
     assert isinstance(sent, CatalogueHook)
     assert (sent.name, sent.params, call.hook.name) == ("dump", {"database": "shop"}, "dump")
-    assert call.executor().selector == "app=db"
+    assert call.pods().selector == "app=db"
 
 
 def test_a_catalogue_hook_needs_a_selector_and_a_name():

@@ -16,8 +16,8 @@ from agent.contract.signing.envelope import Typ, sign
 from agent.contract.templates import Hook, HookSpec
 from agent.contract.topics import Topics
 from agent.coordinator import Coordinator, HookCall
-from agent.coordinator.calls import why_not
-from agent.coordinator.targets import Selection, Target
+from agent.coordinator.roster import Roster
+from agent.coordinator.targets import Selection, Target, why_not
 from agent.coordinator.trust import Trust
 from agent.coordinator.wire import Wire
 from tests.contract.signing.keys import pair, ring
@@ -158,11 +158,8 @@ def call(**more: Any) -> HookCall:
     return HookCall(Hook("x", HookSpec()), selector="app=db", namespaces=frozenset({"shop"}), **more)
 
 
-async def selection_of(one: Wire, of: HookCall) -> Selection:
-    coordinator = Coordinator("mqtt://127.0.0.1:1")
-    coordinator._wire = one
-    coordinator._last_retained = -1000.0
-    return await coordinator._select(of, of.executor(), 0)
+def selection_of(one: Wire, of: HookCall) -> Selection:
+    return Roster(one).select(of.pods(), of.namespaces)
 
 
 @pytest.mark.parametrize("payload", [b"nonsense", said(key=None, pod="db-1", labels={"app": "other"})])
@@ -170,20 +167,20 @@ async def test_an_agent_that_was_written_over_is_missing_whatever_its_labels(pay
     one = wire()
     take(one, said())
     take(one, payload, pod="db-1")
-    selection = await selection_of(one, call())
+    selection = selection_of(one, call())
     assert ([str(each) for each in selection.targets], [str(each) for each in selection.doubted]) == (
         ["shop/db-0"],
         ["shop/db-1"],
     )
     assert selection.missing == selection.doubted
-    error = why_not(call(), call().executor(), selection)
+    error = why_not(call(), call().pods(), selection)
     assert error is not None
     assert error.code == "missing_agents"
     assert (
         "what stands for the presence of 1 pods does not verify: shop/db-1. `podhook agents` says why" in error.message
     )
     assert "no live agent" not in error.message
-    assert why_not(call(allow_missing=True), call().executor(), selection) is None
+    assert why_not(call(allow_missing=True), call().pods(), selection) is None
 
 
 async def test_an_agent_of_another_namespace_is_not_missed_here():
@@ -191,13 +188,13 @@ async def test_an_agent_of_another_namespace_is_not_missed_here():
     take(one, said())
     one.take(Delivery("podhook/v1/agents/lab/db-0/presence", b"nonsense", 0, retain=True))
     assert set(one.distrusted) == {("lab", "db-0")}
-    assert (await selection_of(one, call())).missing == ()
-    assert len((await selection_of(one, HookCall(call().hook, selector="app=db", namespaces=None))).missing) == 1
+    assert (selection_of(one, call())).missing == ()
+    assert len((selection_of(one, HookCall(call().hook, selector="app=db", namespaces=None))).missing) == 1
 
 
 def test_who_is_offline_and_who_does_not_verify_are_told_apart():
     gone, doubted = Target("shop", "a", "1"), Target("shop", "b", "")
-    error = why_not(call(), call().executor(), Selection((), (gone, doubted), (doubted,)))
+    error = why_not(call(), call().pods(), Selection((), (gone, doubted), (doubted,)))
     assert error is not None
     assert error.message.startswith(
         "1 selected pods have no live agent: shop/a; what stands for the presence of 1 pods"
@@ -209,6 +206,7 @@ async def test_pruning_clears_what_does_not_verify_and_tells_it():
     take(one, b"nonsense")
     coordinator = Coordinator("mqtt://127.0.0.1:1")
     coordinator._wire = one
+    coordinator._roster = Roster(one)
     told = [each async for each in coordinator.prune_distrusted(coordinator.distrusted)]
     [publication] = cast("Published", one.link).publications
     assert [(each.namespace, each.pod) for each in told] == [KEY]

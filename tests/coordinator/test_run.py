@@ -20,7 +20,7 @@ from agent.contract.messages import COMMANDS, Go, OutcomeMessage, Report, Trigge
 from agent.contract.states import Outcome
 from agent.contract.templates import load_hooks
 from agent.contract.topics import Topics
-from agent.coordinator import Coordinator, HookCall, Verdict, watch
+from agent.coordinator import Coordinator, HookCall, Verdict, retries, watch
 from agent.coordinator import round as rounds
 from agent.coordinator.wire import Wire
 from tests.coordinator.conftest import Fleet, Heard, sh, until
@@ -171,7 +171,7 @@ async def test_as_many_errors_as_allowed_stop_nothing(fleet, diary):
 
 @pytest.fixture
 def quick_retries(monkeypatch):
-    monkeypatch.setattr(rounds, "RETRY_FIRST_SECONDS", 0.05)
+    monkeypatch.setattr(retries, "RETRY_FIRST_SECONDS", 0.05)
 
 
 async def test_a_failed_attempt_is_repeated_up_to_max_retry_times(fleet, diary, quick_retries):
@@ -214,13 +214,13 @@ async def test_a_retry_that_never_left_does_not_hide_that_the_hook_ran(fleet, di
 @pytest.mark.parametrize("attempt", [1, 2, 5, 6, 60])
 def test_the_pause_before_a_retry_doubles_up_to_half_a_minute_and_is_drawn_from_its_second_half(attempt):
     most = min(2 ** (attempt - 1), 30)
-    assert rounds.retry_pause_seconds(attempt, 0) == most / 2
-    assert rounds.retry_pause_seconds(attempt, 1) == most
-    assert most / 2 < rounds.retry_pause_seconds(attempt, 0.3) < most
+    assert retries.retry_pause_seconds(attempt, 0) == most / 2
+    assert retries.retry_pause_seconds(attempt, 1) == most
+    assert most / 2 < retries.retry_pause_seconds(attempt, 0.3) < most
 
 
 async def test_targets_that_failed_together_do_not_come_back_together(fleet, diary, monkeypatch):
-    monkeypatch.setattr(rounds, "RETRY_FIRST_SECONDS", 1.0)
+    monkeypatch.setattr(retries, "RETRY_FIRST_SECONDS", 1.0)
     await fleet.start(*(f"db-{at}" for at in range(5)))
     heard = Heard()
     await fleet.run(sh("exit 1"), max_retry=1, on_event=heard)
@@ -267,7 +267,7 @@ async def test_a_permanent_rejection_is_not_repeated(fleet, quick_retries):
 
 
 async def test_a_busy_agent_is_tried_again(fleet, diary, monkeypatch):
-    monkeypatch.setattr(rounds, "RETRY_FIRST_SECONDS", 0.2)
+    monkeypatch.setattr(retries, "RETRY_FIRST_SECONDS", 0.2)
     await fleet.start("db-0", max_concurrent=1)
     async with fleet.coordinator() as coordinator:
         first = asyncio.create_task(coordinator.run(HookCall(sh(f"{diary.note('first')}; sleep 0.8"))))
@@ -436,7 +436,7 @@ async def test_another_namespace_is_another_set(fleet, diary):
 
 @pytest.mark.parametrize("expect", [1, 2, 4])
 async def test_expect_refuses_any_other_number_and_triggers_nothing(fleet, diary, expect, monkeypatch):
-    monkeypatch.setattr("agent.coordinator.client.SETTLED_SECONDS", 1.0)
+    monkeypatch.setattr("agent.coordinator.roster.SETTLED_SECONDS", 1.0)
     await fleet.start("db-0", "db-1", "db-2")
     run = await fleet.run(sh(diary.note()), expect=expect)
     assert (run.verdict, run.error.code) == (Verdict.NOT_STARTED, "unexpected_count")
@@ -447,7 +447,7 @@ async def test_expect_refuses_any_other_number_and_triggers_nothing(fleet, diary
 async def test_expect_is_not_met_by_the_first_of_more_who_are_still_being_told(fleet, diary, monkeypatch):
     """Presence comes one by one: as many as expected is not yet everybody."""
     await fleet.start("db-0", "db-1", "db-2")
-    monkeypatch.setattr("agent.coordinator.client.SETTLED_SECONDS", 1.0)
+    monkeypatch.setattr("agent.coordinator.roster.SETTLED_SECONDS", 1.0)
     loop, take, told = asyncio.get_running_loop(), Wire.take, []
 
     def one_by_one(wire, delivery):
@@ -732,8 +732,11 @@ async def test_a_run_id_of_ones_own_is_used_and_cannot_be_used_twice(fleet):
 
 async def test_an_invalid_hook_is_refused_before_anybody_is_asked(fleet):
     async with fleet.coordinator() as coordinator:
-        with pytest.raises(InvalidHook, match="Kubernetes coordinator"):
-            await coordinator.run(HookCall(load_hooks("action: {exec: {command: [a]}}\nexecutor: {type: Operator}")[0]))
+        with pytest.raises(InvalidHook, match="only a pod's container has"):
+            hook = load_hooks(
+                "action: {tcpSocket: {host: a, port: web}, containerName: c}\nexecutor: {type: Operator}"
+            )[0]
+            await coordinator.run(HookCall(hook))
 
 
 # -- cancel
@@ -776,7 +779,7 @@ async def test_cancel_before_the_targets_are_known_triggers_nothing(fleet, diary
 
 
 async def test_cancel_ends_the_pause_before_a_retry(fleet, diary, monkeypatch):
-    monkeypatch.setattr(rounds, "RETRY_FIRST_SECONDS", 600)
+    monkeypatch.setattr(retries, "RETRY_FIRST_SECONDS", 600)
     await fleet.start("db-0")
     heard = Heard()
     async with fleet.coordinator() as coordinator:

@@ -28,7 +28,7 @@ async def test_of_those_who_are_not_believed_only_targets_are_kept_and_each_once
         hook="x",
         what=cast("Any", None),
         call=call,
-        executor=call.executor(),
+        executor=call.pods(),
         targets=(target,),
         wire=Wire(cast("Link", None), Topics(), "c", lambda: NOW),
         on_event=told.append,

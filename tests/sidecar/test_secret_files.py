@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from agent.actions.secret_files import MAX_SECRET_BYTES, read_secret, with_secrets
+from agent.contract.action_secrets import redactor_of, secrets_of_action
 from agent.contract.actions import Action, ValueFrom
 from agent.contract.errors import ErrorCode, Refusal
 from agent.contract.messages import CatalogueHook, Targets, Trigger
-from agent.sidecar.redaction import redactor_of, secrets_of_action
-from agent.sidecar.secret_files import MAX_SECRET_BYTES, read_secret, with_secrets
 
 
 @pytest.fixture

@@ -1,0 +1,77 @@
+"""Which pods a hook runs in, by whoever knows it best: the cluster, or what agents say of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from enum import StrEnum
+
+from agent.contract.errors import ClusterRefused
+from agent.contract.templates import OwnerFilter, PodExecutor
+from agent.coordinator.calls import HookCall
+from agent.coordinator.roster import Roster
+from agent.coordinator.targets import PodSeen, Selection, among, strangers
+
+#: Asks the cluster for pods by (selector, namespaces, owner), whatever state they are in.
+ListPods = Callable[[str, frozenset[str] | None, OwnerFilter | None], Awaitable[Sequence[PodSeen]]]
+
+
+class Source(StrEnum):
+    """Who says which pods there are.
+
+    `auto` asks the cluster if the coordinator was given one, and goes by presence, saying so, where that is forbidden.
+    """
+
+    AUTO = "auto"
+    KUBERNETES = "kubernetes"
+    PRESENCE = "presence"
+
+
+class Chooser:
+    """Answers for each call which pods it means."""
+
+    def __init__(self, roster: Roster, list_pods: ListPods | None, source: Source) -> None:
+        self._roster = roster
+        self._list_pods = list_pods
+        self._source = source
+
+    async def select(self, call: HookCall, executor: PodExecutor, stopped: Callable[[], bool]) -> Selection:
+        """The pods of a call; `stopped` says that nobody wants to know any more.
+
+        Raises:
+            ClusterUnavailable: the cluster is the source, and cannot be asked, or does not let us.
+        """
+        if self._list_pods is None or self._source is Source.PRESENCE:
+            return await self._by_presence(call, executor, stopped)
+        try:
+            pods = await self._list_pods(executor.selector, call.namespaces, executor.owner)
+        except ClusterRefused as error:
+            if self._source is Source.KUBERNETES:
+                raise
+            selection = await self._by_presence(call, executor, stopped)
+            note = f"pods were chosen by what agents say, and pods that have none were not missed: {error}"
+            return replace(selection, notes=(*selection.notes, note))
+        return await self._by_cluster(pods, call, executor, stopped)
+
+    async def _by_presence(self, call: HookCall, executor: PodExecutor, stopped: Callable[[], bool]) -> Selection:
+        def enough() -> bool:
+            return len(self._roster.select(executor, call.namespaces).targets) == call.expect or stopped()
+
+        await self._roster.settle(enough if call.expect is not None else None)
+        return self._roster.select(executor, call.namespaces)
+
+    async def _by_cluster(
+        self, pods: Sequence[PodSeen], call: HookCall, executor: PodExecutor, stopped: Callable[[], bool]
+    ) -> Selection:
+        def now() -> Selection:
+            presences = {(each.namespace, each.pod): each for each in self._roster.known()}
+            doubted = {each.key for each in self._roster.doubted(call.namespaces)}
+            return among(pods, presences, executor, doubted=doubted)
+
+        def complete() -> bool:
+            return not now().missing or stopped()  # who is there is known: nobody waits for a quiet broker
+
+        await self._roster.settle(complete=complete)
+        selection = now()
+        strange = strangers(pods, self._roster.select(executor, call.namespaces))
+        return replace(selection, notes=(*selection.notes, strange)) if strange else selection
