@@ -66,7 +66,8 @@ class RunView:
             self._rows[target] = ("waiting", "")
         if event.target is not None:
             state = str(event.result.outcome) if event.result else event.kind
-            if event.kind not in ("asked", "dropped", "broker", "running") or event.target not in self._rows:
+            passing = event.kind in ("asked", "dropped", "broker") or _is_heartbeat(event)
+            if not passing or event.target not in self._rows:
                 self._rows[event.target] = (state, event.text)
         if self._live is None:
             self._line(event)
@@ -81,7 +82,7 @@ class RunView:
         )
 
     def _line(self, event: RunEvent) -> None:
-        if event.kind in ("running", "asked"):
+        if event.kind == "asked" or _is_heartbeat(event):
             return
         what = str(event.result.outcome) if event.result else event.kind
         words = [f"{time.monotonic() - self._begun:7.3f}s", self._hook]
@@ -112,6 +113,11 @@ class RunView:
             ended = sum(state in set(Outcome) for _, (state, _) in rows)
             table.add_row(f"... {len(rows)} pods in all", f"{ended} ended", "")
         return table
+
+
+def _is_heartbeat(event: RunEvent) -> bool:
+    """Whether it says no more than that something still runs, as agents do every few seconds."""
+    return event.kind == "running" and not event.text
 
 
 def console_for_results() -> Console:

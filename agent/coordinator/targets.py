@@ -54,7 +54,7 @@ class Target:
         return cls(presence.namespace, presence.pod, presence.pod_uid)
 
     def __str__(self) -> str:
-        return f"{self.namespace}/{self.pod}"
+        return f"{self.namespace}/{self.pod}" if self.namespace else self.pod  # the coordinator itself has none
 
 
 @dataclass(frozen=True, slots=True)
