@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from benchmarks import entering, idle, trust, walk
+from benchmarks import entering, fleet, idle, trust, walk
 
 
 async def main() -> None:
@@ -13,6 +13,7 @@ async def main() -> None:
     await walk.main()
     await trust.main()
     await entering.main()
+    await fleet.main()
 
 
 if __name__ == "__main__":

@@ -24,15 +24,13 @@ from agent.coordinator.results import OnEvent, RunEvent, TargetResult
 from agent.coordinator.retries import code_of, retry_pause_seconds, that_counts_of
 from agent.coordinator.targets import Target
 from agent.coordinator.verdict import may_retry, never_started
-from agent.coordinator.watch import CANCEL_SECONDS, Step, Watch
+from agent.coordinator.watch import CANCEL_SECONDS, Step, Watch, patience_seconds
 from agent.coordinator.wire import MAX_QUESTIONS, Wire
 
 #: ExecuteOnOne: how long a candidate may take to say `ready` before the next is tried.
 READY_SECONDS = 5.0
 #: How long a question holds its place among those under way.
 QUESTION_SECONDS = 2.0
-#: ... and how soon a question that found no place is tried again.
-QUESTION_PAUSE_SECONDS = 0.25
 #: Answers to so many of the latest questions about an attempt are heard.
 QUESTIONS_KEPT = 16
 #: At the end of a run, how long a cancel or a question may still take to leave.
@@ -72,6 +70,7 @@ class Round:
     _aims: Targets = field(init=False)
     _active: dict[tuple[str, str], _Active] = field(default_factory=dict)
     _questions: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_QUESTIONS))
+    _queue: deque[_Active] = field(default_factory=deque)
     _held: dict[tuple[str, str], asyncio.TimerHandle] = field(default_factory=dict)
     _sending: set[asyncio.Task[None]] = field(default_factory=set)
     _errors: int = 0
@@ -217,6 +216,7 @@ class Round:
             timeout_seconds=self.call.timeout_seconds,
             now=now,
             wait_for_go=wait_for_go,
+            patience_seconds=patience_seconds(len(self.targets)),
         )
         return _Active(watch, sealed.payload, issued_at, deadline)
 
@@ -300,9 +300,10 @@ class Round:
             watch.asked(_clock())
             return
         if self._questions.locked():
+            self._queue.append(active)
             try:
-                async with asyncio.timeout(QUESTION_PAUSE_SECONDS):
-                    await active.heard.wait()  # an answer may come unasked
+                async with asyncio.timeout(QUESTION_SECONDS):
+                    await active.heard.wait()  # a place is free, or an answer came unasked
             except TimeoutError:
                 pass
             return
@@ -336,6 +337,8 @@ class Round:
         if handle is not None:
             handle.cancel()
             self._questions.release()
+            if self._queue:
+                self._queue.popleft().heard.set()
 
     # -- what comes in
 

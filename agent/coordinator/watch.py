@@ -31,6 +31,8 @@ from agent.coordinator.targets import Target
 #: A silent target is asked after this long; then ever later, up to a little more than a heartbeat.
 FIRST_QUESTION_SECONDS = 2.0
 LAST_QUESTION_SECONDS = 12.0
+#: ... among so many targets; among more, in proportion later: answers queue up, and questions would lengthen the queue.
+FEW_TARGETS = 400
 #: SIGTERM, 5 s, SIGKILL, and a second for the rest: what an agent may need after a timeout.
 ENDING_SECONDS = 6
 #: What runs says so every 10 s, and answers questions: who did neither for this long, while we listened, fell silent.
@@ -59,6 +61,11 @@ _WITHOUT_MEMORY = frozenset(
 )
 
 
+def patience_seconds(targets: int) -> float:
+    """How long a target may be silent before it is asked for the first time, when so many answer at once."""
+    return min(FIRST_QUESTION_SECONDS * max(1.0, targets / FEW_TARGETS), LAST_QUESTION_SECONDS)
+
+
 class Step(StrEnum):
     """What to do next for a target."""
 
@@ -72,8 +79,9 @@ class Step(StrEnum):
 class Watch:
     """The state of one attempt. `copies` counts how often its trigger may have left.
 
-    Answers name `trigger_hash`; an agent that does not believe who sent it names `refusal_hash`. `kid` is the key that
-    signed it, or "": run ids are each key's own.
+    `patience_seconds` is how long it may be silent before it is asked for the first time. Answers name `trigger_hash`;
+    an agent that does not believe who sent it names `refusal_hash`. `kid` is the key that signed it, or "": run ids are
+    each key's own.
     """
 
     target: Target
@@ -86,6 +94,7 @@ class Watch:
     wait_for_go: bool = False
     refusal_hash: str = ""
     kid: str = ""
+    patience_seconds: float = FIRST_QUESTION_SECONDS
     copies: int = 0
     seen: bool = False
     ready: bool = False
@@ -102,12 +111,13 @@ class Watch:
     _cannot_tell: str = field(default="", init=False)
     _heard: float = field(default=0, init=False)
     _beat: float = field(default=-1, init=False)
-    _interval: float = field(default=FIRST_QUESTION_SECONDS, init=False)
+    _interval: float = field(init=False)
     _give_up_at: float | None = field(default=None, init=False)
     _listening_since: float | None = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._last_sign = self._listening_since = self._asked_at = self.now
+        self._interval = self.patience_seconds
 
     @property
     def submitted(self) -> bool:
@@ -235,7 +245,7 @@ class Watch:
     def ask_now(self) -> None:
         """The link or the agent is back: whatever was said meanwhile may be lost."""
         self._last_sign = float("-inf")
-        self._interval = FIRST_QUESTION_SECONDS
+        self._interval = self.patience_seconds
 
     def link(self, now: float, *, up: bool) -> None:
         """Our own link broke or is back: while it is down nobody can be heard, so nobody falls silent."""
@@ -248,7 +258,7 @@ class Watch:
         if not self.cancelling:
             self.cancelling = True
             self._last_sign = now
-            self._interval = FIRST_QUESTION_SECONDS
+            self._interval = self.patience_seconds
 
     def due(self, now: float) -> tuple[Step, float]:
         """What to do now, and how many seconds until it must be asked again at the latest."""

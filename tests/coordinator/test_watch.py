@@ -31,6 +31,7 @@ from agent.coordinator.watch import (
     SILENT_SECONDS,
     Step,
     Watch,
+    patience_seconds,
 )
 
 RUN = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -530,3 +531,11 @@ def test_a_no_at_the_socket_is_believed_although_it_was_started():
     no = outcome(Outcome.REJECTED, error=ErrorDetail(code=ErrorCode.ADDRESS_REFUSED, message="no"))
     assert w.hear(no, 102) == "outcome"
     assert w.conclude().outcome is Outcome.REJECTED
+
+
+@pytest.mark.parametrize(("targets", "seconds"), [(1, 2), (400, 2), (1000, 5), (2400, 12), (10_000, 12)])
+def test_many_targets_are_asked_later_so_that_questions_do_not_lengthen_the_queue(targets, seconds):
+    patience = patience_seconds(targets)
+    assert patience == seconds
+    assert watch(patience_seconds=patience).due(100 + seconds - 0.1)[0] is Step.WAIT
+    assert watch(patience_seconds=patience).due(100 + seconds)[0] is Step.ASK
