@@ -87,9 +87,8 @@ class Owners:
             for key, (namespace, top) in tops.items():
                 known = {owner.uid for owner in done[key]}
                 # By uid: a namesake of an owner that is gone is not the owner.
-                higher = tuple(
-                    owner for below in top for owner in self._above.get(below.uid or "", ()) if owner.uid not in known
-                )
+                above = {owner.uid: owner for below in top for owner in self._above.get(below.uid or "", ())}
+                higher = tuple(owner for uid, owner in above.items() if uid not in known)
                 tops[key] = (namespace, higher)
                 done[key] += higher
         return done

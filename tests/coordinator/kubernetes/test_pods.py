@@ -12,7 +12,7 @@ from agent.contract.errors import ClusterRefused, ClusterUnavailable
 from agent.contract.messages import Owner
 from agent.contract.templates import OwnerFilter
 from agent.coordinator.kubernetes import PodSeen, list_pods
-from agent.coordinator.kubernetes.owners import owners_of
+from agent.coordinator.kubernetes.owners import Owners, owners_of
 from tests.cluster.world import World, no, pod
 
 SHOP = frozenset({"shop"})
@@ -163,13 +163,23 @@ async def test_a_cron_job_owns_what_its_jobs_own(world):
 
 
 async def test_every_owner_counts_and_a_circle_ends(world):
-    put(world, "apps/v1/statefulsets", "a", "a1", ref("StatefulSet", "b", "b1"))
-    put(world, "apps/v1/statefulsets", "b", "b1", ref("StatefulSet", "a", "a1"))
-    put_pod(world, "x", ref("Node", "n1", "n", "v1"), ref("StatefulSet", "a", "a1", controller=False))
+    put(world, "apps/v1/statefulsets", "a", "a1", ref("StatefulSet", "c", "c1"))
+    put(world, "apps/v1/statefulsets", "b", "b1", ref("StatefulSet", "c", "c1"))
+    put(world, "apps/v1/statefulsets", "c", "c1", ref("StatefulSet", "a", "a1"))
+    direct = [
+        ref("Node", "n1", "n", "v1"),
+        ref("StatefulSet", "a", "a1", controller=False),
+        ref("StatefulSet", "b", "b1", controller=False),
+    ]
+    put_pod(world, "x", *direct)
     async with world.cluster() as cluster:
-        (seen,) = await list_pods(cluster, "", SHOP, wanted(kind="StatefulSet", name="b"))
-        assert [owner.name for owner in seen.owners] == ["n1", "a", "b"]
+        owners = Owners(cluster, print, all_namespaces=False)
+        begin = owners_of({"metadata": {"ownerReferences": direct}})
+        chains = await owners.climb({"x": ("shop", begin)}, lambda _: False)
+        assert [owner.name for owner in chains["x"]] == ["n1", "a", "b", "c"]
         assert await list_pods(cluster, "", SHOP, wanted(kind="Deployment")) == []
+        (seen,) = await list_pods(cluster, "", SHOP, wanted(kind="StatefulSet", name="c"))
+        assert [owner.name for owner in seen.owners] == ["n1", "a", "b", "c"]
 
 
 async def test_kinds_of_two_namespaces_are_listed_in_both_or_once(world):

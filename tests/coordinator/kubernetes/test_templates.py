@@ -158,6 +158,7 @@ async def test_who_is_not_let_in_at_all_hears_that(world):
     async with world.cluster() as cluster:
         with pytest.raises(ClusterRefused, match="does not accept podhook's credentials"):
             await read_template(cluster, "freeze", "shop")
+    assert len(world.asked) == 2  # with the login, and with a new one
 
 
 async def test_a_function_is_of_no_namespace(world):
