@@ -16,7 +16,11 @@
     |   |-- JournalFull       at its bound of rows or bytes; goes away as old outcomes are forgotten
     |   |-- JournalLocked     another agent of the same pod lives; goes away with it
     |   `-- JournalNewer      written by a newer podhook; goes away with an upgrade
-    |-- ClusterUnavailable    the API server's side, or what it lets us ask; trying again makes sense
+    |-- ClusterError          the API server's answer, or that there was none; `status` is HTTP's, 0 without one
+    |   |-- ClusterUnavailable  it could not be asked, or cannot answer now: trying again makes sense
+    |   |-- ClusterRefused    it does not let us (401, 403), or does not take what we sent: somebody has to mend it
+    |   |-- ClusterNotFound   there is no such object, or no such kind of object
+    |   `-- ClusterConflict   the name is taken, or the object is not the one that was meant any more
     `-- BusError              the broker's or the network's side
         |-- LinkDown          not connected, or the connection broke: trying again makes sense
         |-- BrokerRefused     the broker does not let us in: trying again helps only after a change
@@ -216,15 +220,42 @@ class JournalNewer(JournalUnavailable):
     """The journal was written by a newer podhook and is left untouched."""
 
 
-class ClusterUnavailable(PodhookError):
-    """The API server could not be asked, or said no. Trying again makes sense: somebody may mend it meanwhile.
+class ClusterError(PodhookError):
+    """A no of the API server, or none at all. `status` is the answer's (HTTP), 0 where there was none."""
+
+    def __init__(self, message: str, *, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ClusterUnavailable(ClusterError):
+    """The API server could not be asked, or cannot answer now. Trying again makes sense.
 
     `retry_after_seconds` is what it asked to wait for (HTTP's Retry-After, RFC 9110 section 10.2.3), else 0.
     """
 
-    def __init__(self, message: str, *, retry_after_seconds: int = 0) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, retry_after_seconds: int = 0, status: int = 0) -> None:
+        super().__init__(message, status=status)
         self.retry_after_seconds = retry_after_seconds
+
+
+class ClusterRefused(ClusterError):
+    """The API server does not let us ask that, or does not take what we sent: the same question gets the same no.
+
+    Where a right is missing, the message names it, and `rule` is the YAML that gives it (for `kubectl apply -f -`).
+    """
+
+    def __init__(self, message: str, *, status: int = 0, rule: str = "") -> None:
+        super().__init__(message, status=status)
+        self.rule = rule
+
+
+class ClusterNotFound(ClusterError):
+    """There is no such object in the cluster, or no such kind of object."""
+
+
+class ClusterConflict(ClusterError):
+    """The name is taken, or the object of that name is another than the one that was meant."""
 
 
 class BusError(PodhookError):
