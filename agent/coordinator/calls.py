@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ValidationError
 
@@ -22,6 +22,9 @@ from agent.contract.rendering import RenderError, expand
 from agent.contract.templates import Executor, Hook, HookSpec, PodExecutor, rendered_fields, used_placeholders
 from agent.coordinator.operator import check_here
 from agent.coordinator.usage import check_usage
+
+if TYPE_CHECKING:
+    from agent.contract.functions import FunctionCall
 
 #: A command is an action and this much at most: its envelope, names and times. A signature makes four bytes of three.
 ENVELOPE_BYTES = 8 * 1024
@@ -41,7 +44,8 @@ class HookCall:
     `variables` fill `${NAME}` as parameters do (KubeStash's HookInfo.variables, their values already read): a parameter
     that is given wins over a variable, a variable over a parameter's default. `data` is what `{{ }}` may read beside
     `Params`: `Name`, `Namespace`, `Invoker`, `Target` and `Status` with `Phase`, `Duration`, `Error`.
-    `namespace_labels`, by namespace, decide about templates that may be used from selected namespaces only.
+    `function` is what the call adds to the Job of a Function. `namespace_labels`, by namespace, decide about templates
+    that may be used from selected namespaces only.
     """
 
     hook: Hook
@@ -62,6 +66,7 @@ class HookCall:
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     data: Mapping[str, object] = field(default_factory=dict)
     namespace_labels: Mapping[str, Mapping[str, str]] | None = None
+    function: FunctionCall | None = None
 
     @classmethod
     def of_catalogue(cls, name: str, *, selector: str, **more: Any) -> Self:
@@ -108,6 +113,14 @@ class HookCall:
         if executor.pod is None:
             raise InvalidHook([Problem("executor.type", f"is {executor.type!r}, and only Pod selects pods")])
         return executor.pod
+
+    def job_namespace(self) -> str:
+        """Where the Job of a Function runs. Raises InvalidHook where that is not one namespace."""
+        if self.namespaces is None or len(self.namespaces) != 1:
+            asked = "all namespaces" if self.namespaces is None else ", ".join(sorted(self.namespaces)) or "none"
+            text = f"a Function's Job runs in one namespace, not in {asked}; name one with --namespace"
+            raise InvalidHook([Problem("namespace", text)])
+        return next(iter(self.namespaces))
 
     def action(self) -> Action:
         """The action with its parameters filled in.
@@ -167,6 +180,8 @@ class HookCall:
         executor = self.executor()
         if executor.type == "Operator" and self.hook.spec.action is not None:
             check_here(self.action())
+        if executor.type == "Function":
+            self.job_namespace()
 
     def _check_action(self) -> None:
         spec = self.hook.spec

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from agent.contract.errors import ClusterRefused
-from agent.contract.templates import OwnerFilter, PodExecutor
+from agent.contract.errors import ClusterRefused, InvalidSettings
+from agent.contract.templates import PodExecutor
 from agent.coordinator.calls import HookCall
 from agent.coordinator.roster import Roster
 from agent.coordinator.targets import PodSeen, Selection, among, strangers
 
-#: Asks the cluster for pods by (selector, namespaces, owner), whatever state they are in.
-ListPods = Callable[[str, frozenset[str] | None, OwnerFilter | None], Awaitable[Sequence[PodSeen]]]
+if TYPE_CHECKING:
+    from agent.cluster import Cluster
 
 
 class Source(StrEnum):
@@ -30,28 +31,37 @@ class Source(StrEnum):
 class Chooser:
     """Answers for each call which pods it means."""
 
-    def __init__(self, roster: Roster, list_pods: ListPods | None, source: Source) -> None:
+    def __init__(self, roster: Roster, cluster: Cluster | None, source: Source) -> None:
         self._roster = roster
-        self._list_pods = list_pods
+        self._cluster = cluster
         self._source = source
 
     async def select(self, call: HookCall, executor: PodExecutor, stopped: Callable[[], bool]) -> Selection:
         """The pods of a call; `stopped` says that nobody wants to know any more.
 
         Raises:
-            ClusterUnavailable: the cluster is the source, and cannot be asked, or does not let us.
+            ClusterError: the cluster is the source, and cannot be asked, or does not let us.
+            InvalidSettings: the cluster shall be the source, and there is none.
         """
-        if self._list_pods is None or self._source is Source.PRESENCE:
+        if self._source is Source.PRESENCE or (self._cluster is None and self._source is Source.AUTO):
             return await self._by_presence(call, executor, stopped)
+        if self._cluster is None:
+            raise InvalidSettings("the source of pods is kubernetes, and no cluster was given; give one, or presence")
+        from agent.coordinator.kubernetes import list_pods  # noqa: PLC0415 (only with a cluster)
+
+        unknown: list[str] = []
         try:
-            pods = await self._list_pods(executor.selector, call.namespaces, executor.owner)
+            pods = await list_pods(
+                self._cluster, executor.selector, call.namespaces, executor.owner, note=unknown.append
+            )
         except ClusterRefused as error:
             if self._source is Source.KUBERNETES:
                 raise
             selection = await self._by_presence(call, executor, stopped)
             note = f"pods were chosen by what agents say, and pods that have none were not missed: {error}"
             return replace(selection, notes=(*selection.notes, note))
-        return await self._by_cluster(pods, call, executor, stopped)
+        selection = await self._by_cluster(pods, call, executor, stopped)
+        return replace(selection, notes=(*selection.notes, *unknown))
 
     async def _by_presence(self, call: HookCall, executor: PodExecutor, stopped: Callable[[], bool]) -> Selection:
         def enough() -> bool:

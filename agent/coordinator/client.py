@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -16,20 +16,21 @@ import uuid_utils
 from agent.bus.broker import Broker, parse_broker
 from agent.bus.link import Link
 from agent.bus.types import Connected, Delivery, Disconnected, LinkOptions
-from agent.contract.errors import BadInput, InvalidHook, InvalidSettings, Problem
-from agent.contract.messages import MAX_LISTED, AttemptReport, ErrorDetail, Presence, Query, Result, check_run_id
+from agent.contract.errors import BadInput, InvalidSettings
+from agent.contract.messages import MAX_LISTED, AttemptReport, ErrorDetail, Presence, Query, check_run_id
 from agent.contract.templates import Executor, PodExecutor
 from agent.contract.topics import Topics, is_level
+from agent.coordinator.alone import Alone
 from agent.coordinator.calls import HookCall
-from agent.coordinator.choosing import Chooser, ListPods, Source
+from agent.coordinator.choosing import Chooser, Source
 from agent.coordinator.inquiry import ask
-from agent.coordinator.operator import OperatorOptions, run_here
+from agent.coordinator.operator import OperatorOptions
 from agent.coordinator.picture import Picture, picture_of
 from agent.coordinator.results import OnEvent, RunEvent, RunResult, TargetResult, guarded, ignore
 from agent.coordinator.resume import Resumption
 from agent.coordinator.roster import Roster
 from agent.coordinator.round import Round
-from agent.coordinator.solo import Attempt, Solo
+from agent.coordinator.solo import Solo
 from agent.coordinator.targets import Target, why_not
 from agent.coordinator.trust import Trust, load_agent_keys, load_key, printable
 from agent.coordinator.verdict import Verdict, verdict_of
@@ -37,7 +38,8 @@ from agent.coordinator.watch import CANCEL_SECONDS
 from agent.coordinator.wire import Distrusted, Wire
 
 if TYPE_CHECKING:
-    from agent.actions.stop import Stop
+    from agent.cluster import Cluster
+    from agent.contract.functions import Function
     from agent.contract.signing.keys import Keyring, SigningKey
 
 log = structlog.get_logger("podhook.coordinator")
@@ -46,8 +48,6 @@ T = TypeVar("T")
 CONNECT_SECONDS = 5.0
 #: The broker of a coordinator that has none: a name that is never resolved (RFC 6761, section 6.4).
 NOWHERE = "mqtt://invalid."
-#: What stands for the coordinator itself where a run's targets are named.
-OPERATOR = "operator"
 #: Who is asked for its clock, and is well, answers within this.
 CLOCK_SECONDS = 1.5
 
@@ -114,8 +114,10 @@ class Coordinator:
             agents with PODHOOK_ALLOW_UNSIGNED obey.
         agent_keys: the public keys of agents by namespace, or the directory of their files (`NAMESPACE.pub`); what an
             agent of a namespace says and does not verify is then refused. None: nothing is verified.
-        list_pods: asks the cluster which pods there are; None: agents say it.
+        cluster: knows which pods there are and runs the Jobs of Functions; entered by its owner. None: agents say
+            which pods there are.
         source: `auto`, `kubernetes` or `presence`; see `Source`.
+        functions: Functions that are files, by name; they win over the cluster's.
         operator: how hooks of the Operator executor run here.
 
     Raises:
@@ -135,8 +137,9 @@ class Coordinator:
         connect_seconds: float = CONNECT_SECONDS,
         key: SigningKey | Path | None = None,
         agent_keys: Mapping[str, Keyring] | Path | None = None,
-        list_pods: ListPods | None = None,
+        cluster: Cluster | None = None,
         source: Source | str = Source.AUTO,
+        functions: Mapping[str, Function] | None = None,
         operator: OperatorOptions | None = None,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
@@ -159,8 +162,9 @@ class Coordinator:
         )
         self._wire = Wire(self._link, self._topics, self.id, now, self._trust)
         self._roster = Roster(self._wire)
-        self._chooser = Chooser(self._roster, list_pods, Source(source))
-        self._operator = operator or OperatorOptions()
+        self._cluster = cluster
+        self._chooser = Chooser(self._roster, cluster, Source(source))
+        self._alone = Alone(operator or OperatorOptions(), cluster, functions or {})
         self._alive: set[Round | Resumption | Solo] = set()
         self._reading: asyncio.Task[None] | None = None
         self._cancels = 0
@@ -224,7 +228,7 @@ class Coordinator:
             InvalidHook: the hook cannot be run as it is called; nothing was triggered.
             BadInput: `run_id` is no UUID, or a run of this coordinator has it, or there is no broker to reach agents
                 by; nothing was triggered.
-            ClusterUnavailable: the cluster says which pods there are, and cannot be asked; nothing was triggered.
+            ClusterError: the cluster cannot be asked what this needs of it, or says no; nothing was triggered.
         """
         call = await self._informed(call)
         call.check()
@@ -276,7 +280,7 @@ class Coordinator:
 
     async def _run_alone(self, run: _Run, executor: Executor) -> RunResult:
         """What needs no agent: whoever says how it ended is this coordinator, so it is as good as verified."""
-        target, attempt = self._alone(run, executor)
+        target, attempt = await self._alone.prepare(run.call, executor, run.run_id)
         run.tell(RunEvent("selected", run.run_id, targets=(target,)))
         solo = Solo(run.run_id, run.call, target, attempt, run.tell, self._now)
         results = await self._to_its_end(solo, solo.run())
@@ -284,21 +288,15 @@ class Coordinator:
         verdict = verdict_of("ExecuteOnAll", outcomes, 1, cancelled=solo.cancelled)
         return run.result(verdict, results, verified=True)
 
-    def _alone(self, run: _Run, executor: Executor) -> tuple[Target, Attempt]:
-        if executor.type != "Operator":
-            text = f"{executor.type!r} is understood but cannot be run yet; use type: Pod or Operator"
-            raise InvalidHook([Problem("executor.type", text)])
-        action = run.call.action()
-
-        async def attempt(number: int, stop: Stop, _: Callable[[str], None]) -> Result:
-            mark = f"{run.run_id}/{number}"
-            return await run_here(action, mark=mark, run_id=run.run_id, options=self._operator, stop=stop)
-
-        return Target("", OPERATOR, ""), attempt
-
     async def _informed(self, call: HookCall) -> HookCall:
         """The call with the labels of its namespaces, where its template asks for them and the cluster has them."""
-        return call
+        allowed = call.hook.spec.usage_policy.allowed_namespaces
+        asks = allowed.from_ == "Selector" and call.hook.namespace is not None
+        if self._cluster is None or not asks or call.namespaces is None or call.namespace_labels is not None:
+            return call
+        from agent.coordinator.kubernetes import namespace_labels  # noqa: PLC0415 (only with a cluster)
+
+        return replace(call, namespace_labels=await namespace_labels(self._cluster, call.namespaces))
 
     def cancel(self, *, within_seconds: float = CANCEL_SECONDS) -> None:
         """Cancel every run of this coordinator; their `run` comes back soon with what is known.

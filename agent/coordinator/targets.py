@@ -59,7 +59,10 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class PodSeen:
-    """A pod as the cluster has it. `owners` are its controller, the controller's controller, and so on up."""
+    """A pod as it was when the cluster listed it. Whether it counts (Running, not being deleted) `among` says.
+
+    `owners` are the direct ones; if an owner was asked for, all above them too, as far as it took to find it.
+    """
 
     namespace: str
     name: str
@@ -75,6 +78,9 @@ class PodSeen:
     def target(self) -> Target:
         """The pod, to aim at."""
         return Target(self.namespace, self.name, self.uid)
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)

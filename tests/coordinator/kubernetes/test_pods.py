@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from agent.contract.errors import ClusterRefused, ClusterUnavailable
 from agent.contract.messages import Owner
 from agent.contract.templates import OwnerFilter
-from agent.coordinator.kubernetes import PodSeen, list_pods
+from agent.coordinator.kubernetes import list_pods
 from agent.coordinator.kubernetes.owners import Owners, owners_of
+from agent.coordinator.targets import PodSeen
 from tests.cluster.world import World, no, pod
 
 SHOP = frozenset({"shop"})
