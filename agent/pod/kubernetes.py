@@ -1,6 +1,6 @@
 """What the API server says about the agent's own pod: its containers, their ports, its owners.
 
-Asked by way of `agent.cluster`, and only with `PODHOOK_KUBERNETES=true`: what it imports takes 38 MB. One right is
+Asked by way of `agent.cluster`, and only with `PODHOOK_KUBERNETES=true`: what it imports takes 55 MB. One right is
 needed, `get` on this one pod (docs/kubernetes.md). Each reading logs in anew and closes its connections, so a rotated
 token or certificate is never an old one.
 """

@@ -729,7 +729,7 @@ async def test_an_agent_without_the_library_stays_up_and_says_so(stage: Stage, i
 @pytest.mark.broker
 @pytest.mark.parametrize("asked", [False, True])
 async def test_the_library_is_imported_only_when_it_is_asked_for(stage: Stage, cluster, tmp_path, asked):
-    """It takes 38 MB."""
+    """It takes 55 MB."""
     cluster.kubeconfig(tmp_path / "config")
     cluster.monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
     agent = await stage.agent(kubernetes=asked)
