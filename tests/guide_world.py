@@ -2,7 +2,8 @@
 
 `python -m tests.guide_world DIRECTORY EXAMPLE` brings up loopback, gives `my-host.demo.svc` and
 `my-service.mynamespace.svc` addresses with something listening on port 8080, starts a broker and agents for the pods
-that the examples select, runs `podhook run EXAMPLE` and prints what came of it as JSON. See `test_guide_runs`.
+that the examples select, and an API server that knows these pods, their owners and a Function; then it runs
+`podhook run EXAMPLE` with the cluster as the source of pods, and prints what came of it as JSON. See `test_guide_runs`.
 """
 
 from __future__ import annotations
@@ -25,10 +26,19 @@ from agent.coordinator import Coordinator
 from agent.sidecar.app import Agent
 from agent.sidecar.settings import AgentSettings
 from tests.brokers import Mosquitto
+from tests.cluster.controllers import JobController
+from tests.cluster.world import World, a_world, pod
 
 HOSTS = {"127.0.0.2": "my-host.demo.svc", "127.0.0.3": "my-service.mynamespace.svc"}
 POD_IP = "127.0.0.4"
 PASSWORD = "s3cret"
+NAMESPACE = "default"
+FUNCTION = {
+    "apiVersion": "addons.kubestash.com/v1alpha1",
+    "kind": "Function",
+    "metadata": {"name": "hook-function"},
+    "spec": {"image": "example.com/hook:1", "args": ["migrate"]},
+}
 DEPLOYMENT = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "kubestash-op", "uid": "d-1"}
 REPLICASET = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "kubestash-op-5d9", "uid": "r-1"}
 #: Pod -> labels. The first is in every example that has only an action; the others are there to be chosen from.
@@ -100,6 +110,22 @@ def agent_settings(directory: Path, pod: str, broker: str, port: int, container:
     )
 
 
+def populate(world: World) -> JobController:
+    """The cluster's side of the pods: who owns them, and a pod more, which has no agent and is being deleted."""
+    for name, labels in PODS.items():
+        owners = [REPLICASET | {"controller": True}] if name == "web-1" else []
+        world.put("v1/pods", pod(name, NAMESPACE, uid=f"uid-{name}", labels=labels, ownerReferences=owners))
+    leaving = pod("web-3", NAMESPACE, labels=PODS["web-0"], deletionTimestamp="2026-03-01T02:30:00Z")
+    world.put("v1/pods", leaving)
+    owner = [DEPLOYMENT | {"controller": True}]
+    metadata = {"name": REPLICASET["name"], "namespace": NAMESPACE, "uid": REPLICASET["uid"], "ownerReferences": owner}
+    world.put("apps/v1/replicasets", {"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": metadata})
+    metadata = {"name": DEPLOYMENT["name"], "namespace": NAMESPACE, "uid": DEPLOYMENT["uid"]}
+    world.put("apps/v1/deployments", {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata})
+    world.put("addons.kubestash.com/v1alpha1/functions", FUNCTION)
+    return JobController(world, NAMESPACE, log="migrated\n")
+
+
 async def run(directory: Path, example: Path, broker: str) -> dict[str, Any]:
     asked: list[dict[str, Any]] = []
     container = "mysql" if "mysql" in example.name else "my-container"
@@ -115,15 +141,25 @@ async def run(directory: Path, example: Path, broker: str) -> dict[str, Any]:
         async with Coordinator(broker) as coordinator, asyncio.timeout(20):
             while len(await coordinator.agents()) < len(PODS):
                 await coordinator.presence_changed()
+        world = await stack.enter_async_context(a_world(directory))
+        jobs = populate(world)
+        cluster = ["--kubeconfig", str(world.kubeconfig), "--source", "kubernetes"]
         command = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "agent", "run", str(example), "--broker", broker, "-o", "json"),
+            *(sys.executable, "-m", "agent", "run", str(example), "--broker", broker, "-o", "json", *cluster),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
         out, err = await asyncio.wait_for(command.communicate(), 40)
         stop.set()
         await asyncio.wait_for(asyncio.gather(*agents), 20)
-    return {"code": command.returncode, "run": json.loads(out or "null"), "stderr": err.decode(), "asked": asked}
+    return {
+        "code": command.returncode,
+        "run": json.loads(out or "null"),
+        "stderr": err.decode(),
+        "asked": asked,
+        "jobs": jobs.made,
+        "api": world.asked,
+    }
 
 
 def main(directory: Path, example: Path) -> None:

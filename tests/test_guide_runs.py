@@ -180,11 +180,30 @@ def test_the_executor_chooses_the_pods(world, name, pods):
     assert succeeded(world(name)) == pods
 
 
-@pytest.mark.parametrize("kind", ["Operator", "Function"])
-def test_operator_and_function_are_refused_with_what_they_wait_for(kind):
-    example = GUIDE / f"executor-{kind.lower()}.yaml"
-    command = [sys.executable, "-m", "agent", "run", str(example), "--broker", "mqtt://127.0.0.1:1"]
-    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (2, "")
-    sentence = f"{kind!r} is understood but cannot be run yet: Operator and Function executors come with the Kubernetes"
-    assert sentence in done.stderr
+def test_the_cluster_says_which_pods_there_are_and_who_owns_them(world):
+    found = world("executor-pod-owner")
+    assert succeeded(found) == ["web-1"]
+    assert "not counted" not in str(found["run"]["notes"]), "the pod that is being deleted has no owner"
+    assert "GET /apis/apps/v1/namespaces/default/replicasets" in found["api"]
+
+
+def test_a_pod_that_is_being_deleted_does_not_count_and_is_named(world):
+    found = world("executor-pod-all")
+    assert succeeded(found) == ["web-0", "web-1"]
+    assert found["run"]["notes"] == ["not counted, for they are not running: default/web-3 (being deleted)"]
+
+
+def test_the_operator_itself_runs_it(world):
+    found = world("executor-operator")
+    assert succeeded(found) == ["operator"]
+    assert (found["run"]["targets"][0]["exit_code"], found["api"]) == (0, []), "it needs no cluster"
+
+
+def test_a_job_of_the_function_runs_it(world):
+    found = world("executor-function")
+    [pod] = succeeded(found)
+    assert found["run"]["targets"][0]["stdout"] == "migrated\n"
+    [job] = found["jobs"]
+    assert job["metadata"]["name"] == pod
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    assert (container["image"], container["args"]) == ("example.com/hook:1", ["migrate"])

@@ -42,7 +42,8 @@ class HookCall:
     parameters, and each agent fills in what its policy has there: see `of_catalogue`.
 
     `variables` fill `${NAME}` as parameters do (KubeStash's HookInfo.variables, their values already read): a parameter
-    that is given wins over a variable, a variable over a parameter's default. `data` is what `{{ }}` may read beside
+    that is given wins over a variable, a variable over a parameter's default. Those named in `secret_variables` came
+    from Secrets: their values are taken out of what is told of the run. `data` is what `{{ }}` may read beside
     `Params`: `Name`, `Namespace`, `Invoker`, `Target` and `Status` with `Phase`, `Duration`, `Error`.
     `function` is what the call adds to the Job of a Function. `namespace_labels`, by namespace, decide about templates
     that may be used from selected namespaces only.
@@ -64,6 +65,7 @@ class HookCall:
     strategy: str | None = None
     catalogue: bool = False
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    secret_variables: frozenset[str] = frozenset()
     data: Mapping[str, object] = field(default_factory=dict)
     namespace_labels: Mapping[str, Mapping[str, str]] | None = None
     function: FunctionCall | None = None
@@ -144,6 +146,11 @@ class HookCall:
             raise InvalidHook(problems)
         rendered: Action = _validated(Action, document)
         return rendered
+
+    def secrets_told(self) -> list[str]:
+        """Variables of Secrets whose values stand in the action: whoever sees it sees them."""
+        used = used_placeholders(self.hook.spec)
+        return sorted(name for name in self.secret_variables if name in used and name not in self.params)
 
     def check(self) -> None:
         """Everything that can be checked without a broker.

@@ -30,6 +30,7 @@ from agent.coordinator.results import OnEvent, RunEvent, RunResult, TargetResult
 from agent.coordinator.resume import Resumption
 from agent.coordinator.roster import Roster
 from agent.coordinator.round import Round
+from agent.coordinator.secrets import Secrets
 from agent.coordinator.solo import Solo
 from agent.coordinator.targets import Target, why_not
 from agent.coordinator.trust import Trust, load_agent_keys, load_key, printable
@@ -62,6 +63,7 @@ class _Run:
     tell: OnEvent
     begun: float = field(default_factory=lambda: asyncio.get_running_loop().time())
     notes: list[str] = field(default_factory=list)
+    secrets: Secrets = field(default_factory=Secrets)
 
     def result(
         self,
@@ -74,7 +76,8 @@ class _Run:
         seconds = asyncio.get_running_loop().time() - self.begun
         notes = tuple(self.notes)
         name = self.call.hook.name
-        return RunResult(self.run_id, name, verdict, self.started_at, seconds, tuple(targets), error, notes, verified)
+        ended = tuple(replace(each, result=self.secrets.taken_out(each.result)) for each in targets)
+        return RunResult(self.run_id, name, verdict, self.started_at, seconds, ended, error, notes, verified)
 
 
 def utc_now() -> datetime:
@@ -233,7 +236,9 @@ class Coordinator:
         call = await self._informed(call)
         call.check()
         executor = call.executor()
-        run = _Run(call, self._checked(run_id or str(uuid_utils.uuid7())), self._now(), guarded(on_event))
+        run_id, secrets = self._checked(run_id or str(uuid_utils.uuid7())), Secrets.of(call, executor)
+        run = _Run(call, run_id, self._now(), secrets.kept_from(guarded(on_event)), secrets=secrets)
+        run.notes += secrets.notes
         if executor.pod is not None:
             return await self._run_in_pods(run, executor.pod)
         return await self._run_alone(run, executor)
