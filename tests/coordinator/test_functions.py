@@ -229,6 +229,18 @@ async def test_an_api_server_that_stays_away_leaves_it_lost(world):
     assert str(AWAY) in result.error.message
 
 
+async def test_an_api_server_that_comes_back_at_the_very_last_is_asked_once_more(world):
+    world.timeout_seconds = 305  # no look falls on the end of the wait
+    task = await world.begun()
+    world.cluster.fail["everything"] = AWAY
+    world.cluster.break_watches(AWAY)
+    await world.time.advance(305 + GRACE_SECONDS - 1)
+    world.exits(0, silently=True)
+    world.cluster.fail = {"watch jobs": AWAY, "watch pods": AWAY}
+    await world.time.advance(1)
+    assert (await ended(task)).outcome == "succeeded"
+
+
 async def test_the_end_of_a_job_counts_also_when_its_pod_cannot_be_asked(world):
     task = await world.begun()
     world.cluster.fail["list pods"] = world.cluster.fail["log"] = AWAY
