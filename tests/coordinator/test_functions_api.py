@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+import yaml
 
+from agent.contract.functions import load_function
 from agent.contract.messages import Result
 from agent.coordinator.functions import JobEvent, run_function
 from agent.coordinator.jobs import job_for
@@ -224,3 +228,39 @@ async def test_a_watch_whose_past_is_forgotten_goes_on(server: Server):
     await server.pod_exits(6)
     assert (await task).exit_code == 6
     assert left == []
+
+
+# --- what docs/functions.md says
+
+
+def documented() -> list[dict[str, Any]]:
+    text = (Path(__file__).parents[2] / "docs" / "functions.md").read_text(encoding="utf-8")
+    return [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+
+
+def test_the_documented_function_is_one():
+    settings = "volumes: [{name: settings, configMap: {name: migrate}}]"
+    check(job(load_function(yaml.safe_dump(documented()[0])), executor(settings)))
+
+
+async def test_the_documented_rights_are_those_that_are_asked_for(server: Server):
+    server.world.answer(f"get {PODS_OF_SHOP}/{POD}/log", (200, b""))
+    task = asyncio.create_task(server.run())
+    await server.heard("created")
+    await server.pod_runs()
+    await server.heard("running")
+    server.stop.set()
+    await task
+    role = documented()[1]
+    check(role)
+    verbs = {"GET": "get", "POST": "create", "DELETE": "delete"}
+    needed = set()
+    for request in server.world.api:
+        if request.headers.get("User-Agent", "").startswith("podhook"):
+            _, _, path = request.url.path.partition("/namespaces/shop/")
+            plural, name, subresource = (*path.split("/"), "", "")[:3]
+            verb = verbs[request.method.value]
+            verb = "watch" if request.params.get("watch") else "list" if verb == "get" and not name else verb
+            needed.add((f"{plural}/{subresource}" if subresource else plural, verb))
+    given = {(each, verb) for rule in role["rules"] for each in rule["resources"] for verb in rule["verbs"]}
+    assert needed == given
