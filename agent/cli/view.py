@@ -34,6 +34,9 @@ _STYLES = {
 WIDTH_WITHOUT_TERMINAL = 200
 #: More rows than this are counted, not drawn.
 MAX_LIVE_ROWS = 30
+#: Of more targets than this, steps on the way that are as they should be are not told one by one.
+MANY_TARGETS = 50
+_STEPS = frozenset({"triggered", "accepted", "ready", "go", "started"})
 #: So many reasons of agents that could not be heard are told in words.
 MAX_REASONS = 8
 
@@ -83,6 +86,8 @@ class RunView:
 
     def _line(self, event: RunEvent) -> None:
         if event.kind == "asked" or _is_heartbeat(event):
+            return
+        if event.kind in _STEPS and len(self._rows) > MANY_TARGETS:
             return
         what = str(event.result.outcome) if event.result else event.kind
         words = [f"{time.monotonic() - self._begun:7.3f}s", self._hook]
