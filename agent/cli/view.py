@@ -231,10 +231,7 @@ def detail_of(result: Result, attempt: int = 1) -> str:
 def _sentence(run: RunResult) -> str:
     if run.error is not None:
         return run.error.message
-    counts = dict.fromkeys(Outcome, 0)
-    for each in run.targets:
-        counts[each.result.outcome] += 1
-    parts = [f"{count} {outcome}" for outcome, count in counts.items() if count]
+    parts = [f"{count} {outcome}" for outcome, count in run.targets_by_outcome().items()]
     return f"{', '.join(parts) or 'no pods'} in {format_duration(run.duration_seconds)} (run {run.run_id})"
 
 
