@@ -16,7 +16,6 @@ from agent.contract.states import Outcome
 from agent.coordinator.plan import MAX_ERROR_CHARACTERS, PlannedHook
 from agent.coordinator.results import RunResult
 from agent.coordinator.retries import code_of
-from agent.coordinator.targets import Target
 from agent.coordinator.verdict import Verdict, never_started
 
 
@@ -145,7 +144,7 @@ def touched(runs: Iterable[RunResult]) -> frozenset[tuple[str, str]]:
         each.target.key
         for run in runs
         for each in run.targets
-        if each.target.namespace and not never_started(each.result.outcome, code_of(each.result))
+        if not never_started(each.result.outcome, code_of(each.result))
     )
 
 
@@ -163,8 +162,8 @@ def left_behind(pres: Iterable[HookEnd], posts: Sequence[HookEnd]) -> tuple[str,
     """
     if not any(each.hook.in_pods for each in posts):
         return ()
-    began = touched(each.run for each in pres if each.run is not None)
-    ended = reached(each.run for each in posts if each.run is not None)
+    began = touched(each.run for each in pres if each.run is not None and each.hook.in_pods)
+    ended = reached(each.run for each in posts if each.run is not None and each.hook.in_pods)
     return names(began - ended)
 
 
@@ -199,13 +198,13 @@ def error_text(pres: Iterable[HookEnd], command: CommandEnd | None, *, stopped_b
     elif refused:
         text = f"nothing was run: {refused}"
     elif failed is not None:
-        text = f"{failed.hook} failed ({_of_run(failed.run)})"
+        text = f"{failed.hook.phase} hook {failed.hook.title} failed: {_of_run(failed.run)}"
     elif command is None or command.code == 0:
         return ""
     elif command.error:
-        text = f"the command could not be started (exit code {command.code})"
+        text = f"the command could not be started: exit code {command.code}"
     elif command.signal is not None:
-        text = f"the command was ended by signal {command.signal} (exit code {command.code})"
+        text = f"the command was ended by signal {command.signal}: exit code {command.code}"
     else:
         text = f"the command exited with code {command.code}"
     return _plain(text)
@@ -224,5 +223,5 @@ def _counts(counts: dict[Outcome, int]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Without what a shell could take for its own, and not longer than was tried: names are the plan's author's."""
-    return re.sub(r"[^\w .,:;()\[\]{}/@%+=-]", "?", text)[:MAX_ERROR_CHARACTERS]
+    """Without what a shell could take for its own, quoted or not, and not longer than what was tried before."""
+    return re.sub(r"[^\w .,:/@%+=-]", "?", text)[:MAX_ERROR_CHARACTERS]
