@@ -39,11 +39,13 @@ __all__ = [
     "PodExecutor",
     "UsagePolicy",
     "load_hooks",
+    "read_hook",
     "rendered_fields",
     "used_placeholders",
 ]
 
-API_VERSIONS = ("core.kubestash.com/v1alpha1",)
+#: KubeStash's, and the same kind for who has no KubeStash (manifests/crds).
+API_VERSIONS = ("core.kubestash.com/v1alpha1", "podhook.dev/v1alpha1")
 MAX_HOOKS = 200
 
 _NEEDS_ACTION = "is required: give one of exec, httpGet, httpPost, tcpSocket"
@@ -226,7 +228,7 @@ class Metadata(BaseModel):
 class HookTemplate(Strict):
     """A full document."""
 
-    api_version: Literal["core.kubestash.com/v1alpha1"]
+    api_version: Literal["core.kubestash.com/v1alpha1", "podhook.dev/v1alpha1"]
     kind: Literal["HookTemplate"]
     metadata: Metadata
     spec: HookSpec
@@ -294,6 +296,18 @@ def load_hooks(text: str | bytes, *, name: str = "hook") -> list[Hook]:
     if problems:
         raise InvalidHook(problems)
     return hooks
+
+
+def read_hook(document: Any) -> Hook:
+    """Read one full HookTemplate that was read already, as an API server gives it (without its `status`).
+
+    Raises:
+        InvalidHook: with every problem, each with its path, the value and the next step.
+    """
+    hook, problems = _read(document, "hook")
+    if hook is None:
+        raise InvalidHook(problems)
+    return hook
 
 
 def _read(document: Any, name: str) -> tuple[Hook | None, list[Problem]]:
