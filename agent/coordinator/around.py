@@ -119,7 +119,7 @@ def exit_code(
         pre: how the way to the command ended.
         command: how the command ended; None where it was not run.
         posts: every post hook.
-        stopped: somebody ended the post hooks before their time.
+        stopped: somebody ended post hooks before their time; what they came to says whether that was too early.
         warn_only: a post hook that failed is told, and does not decide.
     """
     if command is not None and command.code != 0:
@@ -128,11 +128,11 @@ def exit_code(
         return AroundExit.INTERRUPTED
     if pre is Pre.FAILED or command is None:
         return AroundExit.PRE_HOOK
+    if all(each.state in (State.SUCCEEDED, State.SKIPPED) for each in posts):
+        return 0
     if stopped:
         return AroundExit.INTERRUPTED
-    if not warn_only and any(each.state not in (State.SUCCEEDED, State.SKIPPED) for each in posts):
-        return AroundExit.POST_HOOK
-    return 0
+    return 0 if warn_only else AroundExit.POST_HOOK
 
 
 # -- which pods a hook touched
@@ -187,7 +187,9 @@ def judged(hook: PlannedHook, run: RunResult, wanted: Collection[tuple[str, str]
 # -- what templates read
 
 
-def error_text(pres: Iterable[HookEnd], command: CommandEnd | None, *, stopped_by: str = "", refused: str = "") -> str:
+def error_text(
+    pres: Iterable[HookEnd], command: CommandEnd | None, *, stopped_by: str = "", refused: bool = False
+) -> str:
     """`Status.Error`: what failed, in our own words and of the plan's names; empty if nothing did.
 
     Templates put it into commands, so nothing that a hook or an agent wrote is in it.
@@ -196,7 +198,7 @@ def error_text(pres: Iterable[HookEnd], command: CommandEnd | None, *, stopped_b
     if stopped_by and command is None:
         text = f"stopped by {stopped_by} before the command ran"
     elif refused:
-        text = f"nothing was run: {refused}"
+        text = "a hook could not begin, and nothing was run"
     elif failed is not None:
         text = f"{failed.hook.phase} hook {failed.hook.title} failed: {_of_run(failed.run)}"
     elif command is None or command.code == 0:

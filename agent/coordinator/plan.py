@@ -39,7 +39,7 @@ class Status:
         return {"Phase": self.phase, "Duration": self.duration, "Error": self.error}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PlannedHook:
     """One hook of a plan. `call` lacks only what is known when its turn has come: see `called`."""
 

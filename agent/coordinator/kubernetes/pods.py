@@ -4,37 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from agent.cluster import Cluster
 from agent.cluster.resources import PODS
-from agent.contract.messages import Owner
 from agent.contract.templates import OwnerFilter
 from agent.coordinator.kubernetes.owners import Owners, owners_of
 from agent.coordinator.kubernetes.together import together
-from agent.coordinator.targets import owned_by
+from agent.coordinator.targets import PodSeen, owned_by
 
-
-@dataclass(frozen=True, slots=True)
-class PodSeen:
-    """A pod as it was when it was listed. Whether it counts (Running, not being deleted) is for others to say.
-
-    `owners` are the direct ones; if an owner was asked for, all above them too, as far as it took to find it.
-    """
-
-    namespace: str
-    name: str
-    uid: str
-    labels: dict[str, str]
-    phase: str
-    ready: bool
-    deleting: bool
-    owners: tuple[Owner, ...] = ()
-    ip: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
+__all__ = ["PodSeen", "list_pods"]
 
 
 async def list_pods(
