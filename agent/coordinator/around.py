@@ -6,14 +6,13 @@ the command ended with exit code 0; anything else is Failed, and post hooks get 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
 from agent.contract.plans import Phase, PolicyName
 from agent.contract.states import Outcome
-from agent.coordinator.plan import MAX_ERROR_CHARACTERS, PlannedHook
+from agent.coordinator.plan import PlannedHook, plain
 from agent.coordinator.results import RunResult
 from agent.coordinator.retries import code_of
 from agent.coordinator.verdict import Verdict, never_started
@@ -209,7 +208,7 @@ def error_text(
         text = f"the command was ended by signal {command.signal}: exit code {command.code}"
     else:
         text = f"the command exited with code {command.code}"
-    return _plain(text)
+    return plain(text)
 
 
 def _of_run(run: RunResult | None) -> str:
@@ -222,8 +221,3 @@ def _of_run(run: RunResult | None) -> str:
 
 def _counts(counts: dict[Outcome, int]) -> str:
     return ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-
-
-def _plain(text: str) -> str:
-    """Without what a shell could take for its own, quoted or not, and not longer than what was tried before."""
-    return re.sub(r"[^\w .,:/@%+=-]", "?", text)[:MAX_ERROR_CHARACTERS]

@@ -5,6 +5,7 @@ Whoever runs a plan says where templates come from: files beside the plan, or a 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,8 +23,16 @@ ReadTemplate = Callable[[str, str], Awaitable[Hook]]
 #: Asks the cluster for the values of variables, in a namespace. Raises ClusterError.
 ReadVariables = Callable[[Sequence[EnvVar], str], Awaitable[dict[str, str]]]
 
+#: Asks the cluster for the labels of these namespaces. Raises ClusterError.
+ReadLabels = Callable[[Iterable[str]], Awaitable[dict[str, dict[str, str]]]]
+
 #: `Status.Error` has no more than this, whatever failed: a command with it must not outgrow what an agent takes.
 MAX_ERROR_CHARACTERS = 500
+
+
+def plain(text: str) -> str:
+    """What may stand as `Status.Error`: nothing that a shell takes for its own, quoted or not, and not too long."""
+    return re.sub(r"[^\w .,:/@%+=-]", "?", text)[:MAX_ERROR_CHARACTERS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +81,13 @@ _STAND_INS = (Status("Succeeded", "1h2m3.456s"), Status("Failed", "1h2m3.456s", 
 class Sources:
     """Where templates and values come from. `directory`: what a plan's paths are relative to.
 
-    `read_template` and `read_variables` ask a cluster; None: there is none to ask.
+    The rest ask a cluster; None: there is none to ask.
     """
 
     directory: Path
     read_template: ReadTemplate | None = None
     read_variables: ReadVariables | None = None
+    read_labels: ReadLabels | None = None
 
 
 @dataclass(slots=True)
@@ -147,6 +157,7 @@ async def prepare(
                     "variables": variables,
                     "data": _data(plan, home),
                     "function": info.function(),
+                    "namespace_labels": await _labels(hook, path, namespaces, found),
                 },
             )
             one = PlannedHook(phase, index, info.title, info.execution_policy, call)
@@ -176,6 +187,20 @@ def _data(plan: HookPlan, home: str) -> dict[str, object]:
     if plan.target is not None:
         data["Target"] = plan.target.data()
     return data
+
+
+async def _labels(
+    hook: Hook, path: str, namespaces: frozenset[str] | None, found: _Found
+) -> dict[str, dict[str, str]] | None:
+    """Those of the namespaces in question, where the template asks for them."""
+    asks = hook.namespace is not None and hook.spec.usage_policy.allowed_namespaces.from_ == "Selector"
+    if not asks or namespaces is None or found.sources.read_labels is None:
+        return None
+    try:
+        return await found.sources.read_labels(namespaces)
+    except ClusterError as error:
+        found.add(path, error)
+        return None
 
 
 async def _template(info: HookInfo, path: str, home: str, found: _Found) -> Hook | None:
