@@ -14,6 +14,7 @@ from agent.cli.exits import Exit, errors_as_exits
 
 if TYPE_CHECKING:
     from agent.bus.broker import Broker
+    from agent.contract.functions import Function
 
 
 def read_file(path: Path) -> bytes:
@@ -70,6 +71,20 @@ def command(
             raise typer.Exit(asyncio.run(_check_broker(address)))
 
 
+def functions_from(files: list[Path]) -> dict[str, Function]:
+    """Functions of these files, by name. Raises InvalidHook, also for a name that stands in two of them."""
+    from agent.contract.errors import InvalidHook, Problem
+    from agent.contract.functions import load_functions
+
+    found: dict[str, Function] = {}
+    for file in files:
+        for each in load_functions(read_file(file)):
+            if each.name in found:
+                raise InvalidHook([Problem(str(file), f"Function {each.name!r} was given before; keep one of them")])
+            found[each.name] = each
+    return found
+
+
 def _check_file(file: Path) -> None:
     from agent.contract.templates import load_hooks
 
@@ -88,8 +103,6 @@ def _check_file(file: Path) -> None:
             print(f"  param {param.name}: {need}{f' - {param.usage}' if param.usage else ''}")
         if (missing := hook.missing()) is not None:
             print(f"  to run it, one thing is missing: {missing}")
-        if executor is not None and executor.type != "Pod":
-            print(f"  it cannot be run yet: the {executor.type} executor comes with the Kubernetes coordinator")
 
 
 async def _check_broker(broker: Broker) -> Exit:

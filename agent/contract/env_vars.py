@@ -70,6 +70,11 @@ class EnvVar(Strict):
         if written.get("value") and written.get("valueFrom") is not None:
             yield ("valueFrom",), "stands beside a value; give one of them"
 
+    @property
+    def is_secret(self) -> bool:
+        """Whether its value is read from a Secret."""
+        return self.value_from is not None and self.value_from.secret_key_ref is not None
+
     def document(self) -> dict[str, Any]:
         """It as Kubernetes writes it, for a container's `env`."""
         return self.model_dump(by_alias=True, exclude_none=True, exclude_unset=True)

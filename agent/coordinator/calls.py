@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from agent.contract.actions import Action
 from agent.contract.errors import InvalidHook, Problem
+from agent.contract.functions import FunctionCall
 from agent.contract.messages import (
     DEFAULT_TIMEOUT_SECONDS,
     MAX_ATTEMPTS,
@@ -24,7 +25,7 @@ from agent.coordinator.operator import check_here
 from agent.coordinator.usage import check_usage
 
 if TYPE_CHECKING:
-    from agent.contract.functions import FunctionCall
+    from agent.contract.functions import Function, FunctionCall
 
 #: A command is an action and this much at most: its envelope, names and times. A signature makes four bytes of three.
 ENVELOPE_BYTES = 8 * 1024
@@ -45,8 +46,8 @@ class HookCall:
     that is given wins over a variable, a variable over a parameter's default. Those named in `secret_variables` came
     from Secrets: their values are taken out of what is told of the run. `data` is what `{{ }}` may read beside
     `Params`: `Name`, `Namespace`, `Invoker`, `Target` and `Status` with `Phase`, `Duration`, `Error`.
-    `function` is what the call adds to the Job of a Function. `namespace_labels`, by namespace, decide about templates
-    that may be used from selected namespaces only.
+    `function` is what the call adds to the Job of a Function, and `job_function` that Function, if it was read already.
+    `namespace_labels`, by namespace, decide about templates that may be used from selected namespaces only.
     """
 
     hook: Hook
@@ -69,6 +70,7 @@ class HookCall:
     data: Mapping[str, object] = field(default_factory=dict)
     namespace_labels: Mapping[str, Mapping[str, str]] | None = None
     function: FunctionCall | None = None
+    job_function: Function | None = None
 
     @classmethod
     def of_catalogue(cls, name: str, *, selector: str, **more: Any) -> Self:

@@ -32,7 +32,7 @@ from agent.coordinator.roster import Roster
 from agent.coordinator.round import Round
 from agent.coordinator.secrets import Secrets
 from agent.coordinator.solo import Solo
-from agent.coordinator.targets import Target, why_not
+from agent.coordinator.targets import Selection, Target, why_not
 from agent.coordinator.trust import Trust, load_agent_keys, load_key, printable
 from agent.coordinator.verdict import Verdict, verdict_of
 from agent.coordinator.watch import CANCEL_SECONDS
@@ -49,6 +49,7 @@ T = TypeVar("T")
 CONNECT_SECONDS = 5.0
 #: The broker of a coordinator that has none: a name that is never resolved (RFC 6761, section 6.4).
 NOWHERE = "mqtt://invalid."
+_NO_BROKER = "agents are reached over a broker, and this coordinator was given none; give its URL"
 #: Who is asked for its clock, and is well, answers within this.
 CLOCK_SECONDS = 1.5
 
@@ -64,6 +65,7 @@ class _Run:
     begun: float = field(default_factory=lambda: asyncio.get_running_loop().time())
     notes: list[str] = field(default_factory=list)
     secrets: Secrets = field(default_factory=Secrets)
+    missing: tuple[Target, ...] = ()
 
     def result(
         self,
@@ -74,10 +76,19 @@ class _Run:
         verified: bool,
     ) -> RunResult:
         seconds = asyncio.get_running_loop().time() - self.begun
-        notes = tuple(self.notes)
-        name = self.call.hook.name
         ended = tuple(replace(each, result=self.secrets.taken_out(each.result)) for each in targets)
-        return RunResult(self.run_id, name, verdict, self.started_at, seconds, ended, error, notes, verified)
+        return RunResult(
+            self.run_id,
+            self.call.hook.name,
+            verdict,
+            self.started_at,
+            seconds,
+            ended,
+            error,
+            tuple(self.notes),
+            verified,
+            self.missing,
+        )
 
 
 def utc_now() -> datetime:
@@ -191,7 +202,22 @@ class Coordinator:
             await asyncio.gather(self._reading, return_exceptions=True)
             await self._link.__aexit__()
 
+    async def wait_connected(self, within_seconds: float) -> None:
+        """Wait until the broker is there, again; a coordinator without one has nothing to wait for.
+
+        Raises:
+            LinkDown: it is not, within that time.
+            BrokerRefused: it answered and said no.
+        """
+        if self._reachable:
+            await self._link.wait_up(within_seconds)
+
     # -- who is there
+
+    @property
+    def knows_pods(self) -> bool:
+        """Whether the cluster says which pods there are; otherwise agents do, and one that is away may be gone."""
+        return self._chooser.asks_cluster
 
     @property
     def verifies(self) -> bool:
@@ -243,6 +269,34 @@ class Coordinator:
             return await self._run_in_pods(run, executor.pod)
         return await self._run_alone(run, executor)
 
+    async def select(self, call: HookCall) -> Selection:
+        """Which pods a call of a Pod executor means, and which of them have a live agent; nothing is triggered.
+
+        Raises:
+            InvalidHook: the hook cannot be run as it is called.
+            BadInput: there is no broker to reach agents by.
+            ClusterUnavailable: the cluster says which pods there are, and cannot be asked.
+        """
+        call = await self._informed(call)
+        call.check()
+        self._need_broker()
+        cancels = self._cancels
+        return await self._chooser.select(call, call.pods(), lambda: self._cancels != cancels)
+
+    def check(self, call: HookCall) -> None:
+        """What `run` would refuse before anything is triggered, as far as nobody has to be asked.
+
+        Raises:
+            InvalidHook: the hook cannot be run as it is called.
+            BadInput: it runs in pods, and there is no broker to reach agents by.
+        """
+        call.check()
+        if call.executor().type == "Pod":
+            if not self._reachable:
+                raise BadInput(_NO_BROKER)
+        else:
+            self._alone.check(call)
+
     async def _run_in_pods(self, run: _Run, executor: PodExecutor) -> RunResult:
         call, cancels = run.call, self._cancels
         self._need_broker()
@@ -255,6 +309,7 @@ class Coordinator:
         if error is not None:
             return run.result(Verdict.NOT_STARTED, error=error, verified=verifies)
         run.notes += selection.notes
+        run.missing = selection.missing
         if selection.missing:
             names = ", ".join(map(str, selection.missing))
             why = "is offline or does not verify" if selection.doubted else "is offline"
@@ -464,7 +519,7 @@ class Coordinator:
 
     def _need_broker(self) -> None:
         if self._reading is None:
-            raise BadInput("agents are reached over a broker, and this coordinator was given none; give its URL")
+            raise BadInput(_NO_BROKER)
 
     def _checked(self, run_id: str) -> str:
         check_run_id(run_id)

@@ -5,13 +5,13 @@ Questions to an `agent.cluster.Cluster`; the answers are values of ours. Which r
 
 from agent.coordinator.kubernetes.namespaces import namespace_labels
 from agent.coordinator.kubernetes.pods import list_pods
-from agent.coordinator.kubernetes.templates import read_function_document, read_template
+from agent.coordinator.kubernetes.templates import read_function, read_template
 from agent.coordinator.kubernetes.variables import read_variables
 
 __all__ = [
     "list_pods",
     "namespace_labels",
-    "read_function_document",
+    "read_function",
     "read_template",
     "read_variables",
 ]

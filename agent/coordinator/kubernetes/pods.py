@@ -14,6 +14,8 @@ from agent.coordinator.kubernetes.owners import Owners, owners_of
 from agent.coordinator.kubernetes.together import together
 from agent.coordinator.targets import PodSeen, owned_by
 
+__all__ = ["PodSeen", "list_pods"]
+
 
 async def list_pods(
     cluster: Cluster,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.cluster import Cluster, Resource
 from agent.cluster.resources import FUNCTIONS, HOOK_TEMPLATES, PODHOOK_FUNCTIONS, PODHOOK_HOOK_TEMPLATES
@@ -12,6 +12,9 @@ from agent.contract.errors import ClusterError, ClusterNotFound, ClusterRefused,
 from agent.contract.templates import Hook, read_hook
 
 #: In this order: who has both groups and uses a name in both means KubeStash's.
+if TYPE_CHECKING:
+    from agent.contract.functions import Function
+
 TEMPLATES = (HOOK_TEMPLATES, PODHOOK_HOOK_TEMPLATES)
 FUNCTION_KINDS = (FUNCTIONS, PODHOOK_FUNCTIONS)
 _FORBIDDEN = 403
@@ -47,6 +50,18 @@ async def read_function_document(
         ClusterError: any other no, or no answer.
     """
     return await _read(cluster, name, "", resources)
+
+
+async def read_function(cluster: Cluster, name: str, *, resources: Sequence[Resource] = FUNCTION_KINDS) -> Function:
+    """The Function of that name.
+
+    Raises:
+        InvalidHook: with every problem of it.
+        ClusterError: as `read_function_document`.
+    """
+    from agent.contract.functions import function_of  # noqa: PLC0415 (only where a Function is run)
+
+    return function_of(await read_function_document(cluster, name, resources=resources))
 
 
 async def _read(cluster: Cluster, name: str, namespace: str, resources: Sequence[Resource]) -> dict[str, Any]:
