@@ -69,6 +69,7 @@ class ErrorCode(StrEnum):
     INVALID_ACTION = "invalid_action"
     UNSUPPORTED = "unsupported"
     SECRET_UNAVAILABLE = "secret_unavailable"  # noqa: S105 (a code)
+    JOB_REFUSED = "job_refused"
 
     AGENT_RESTARTED_BEFORE_START = "agent_restarted_before_start"
 
@@ -78,6 +79,7 @@ class ErrorCode(StrEnum):
     NOT_FOUND = "not_found"
     NOT_EXECUTABLE = "not_executable"
     START_FAILED = "start_failed"
+    OUT_OF_MEMORY = "out_of_memory"
     ENVIRONMENT_UNAVAILABLE = "environment_unavailable"
     HTTP_STATUS = "http_status"
     HTTP_PROTOCOL = "http_protocol"
@@ -96,6 +98,8 @@ class ErrorCode(StrEnum):
     TOMBSTONED = "tombstoned"
     AGENT_RESTARTED = "agent_restarted"
     AGENT_STOPPED = "agent_stopped"
+    JOB_DELETED = "job_deleted"
+    POD_GONE = "pod_gone"
     CONTAINER_RESTARTED = "container_restarted"
     LAUNCHER_RESTARTED = "launcher_restarted"
 

@@ -14,8 +14,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from agent.contract.actions import Action, Finding, Strict
 from agent.contract.documents import MAX_FILE_BYTES, read_documents, shown
+from agent.contract.env_vars import EnvVar
 from agent.contract.errors import BadInput, InvalidHook, Problem
 from agent.contract.explain import explain, type_name
+from agent.contract.pod_parts import Volume, VolumeMount, twice
 from agent.contract.rendering import RenderError, check, placeholders
 from agent.contract.selectors import parse_selector
 
@@ -150,9 +152,15 @@ class FunctionExecutor(Strict):
     """A Kubernetes Job, made from a Function, runs the hook."""
 
     name: Annotated[str, Field(min_length=1)]
-    env: list[dict[str, Any]] = Field(default_factory=list)
-    volume_mounts: list[dict[str, Any]] = Field(default_factory=list)
-    volumes: list[dict[str, Any]] = Field(default_factory=list)
+    env: list[EnvVar] = Field(default_factory=list)
+    volume_mounts: list[VolumeMount] = Field(default_factory=list)
+    volumes: list[Volume] = Field(default_factory=list)
+
+    @classmethod
+    def between_fields(cls, written: Mapping[Any, Any]) -> Iterator[Finding]:
+        """Every variable, volume and place once."""
+        for field, key in (("env", "name"), ("volumeMounts", "mountPath"), ("volumes", "name")):
+            yield from twice(written, field, key)
 
 
 class Executor(Strict):

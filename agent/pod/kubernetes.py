@@ -1,40 +1,37 @@
 """What the API server says about the agent's own pod: its containers, their ports, its owners.
 
-The one file that imports kubernetes_asyncio, and only when it asks: that takes 38 MB, which an agent without
-`PODHOOK_KUBERNETES=true` never pays. One right is needed, `get` on this one pod (docs/kubernetes.md). Each reading
-makes a client of its own and closes it, so a rotated token or certificate is never an old one.
+Asked by way of `agent.cluster`, and only with `PODHOOK_KUBERNETES=true`: what it imports takes 38 MB. One right is
+needed, `get` on this one pod (docs/kubernetes.md). Each reading logs in anew and closes its connections, so a rotated
+token or certificate is never an old one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-import os
 import random
-import re
 import shlex
-import ssl
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
+from agent.cluster import vendor
+from agent.cluster.login import SERVICE_ACCOUNT, Way
+from agent.cluster.reading import MAX_OBJECT_BYTES
+from agent.cluster.refusals import TRANSIENT, reason, said, unavailable, unknown_caller, user_of
+from agent.cluster.resources import PODS
+from agent.cluster.session import Answer, Session
+from agent.cluster.words import Words, excerpt
 from agent.contract.errors import ClusterUnavailable, InvalidSettings
 from agent.pod.identity import Container, Identity, OwnerReference, PodDescription
 
-#: Where the kubelet puts a pod's credentials (Kubernetes: "Accessing the API from within a Pod").
-SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TIMEOUT_SECONDS = 10.0
-#: etcd keeps no object above 1.5 MiB (its default `--max-request-bytes`); as JSON it may be twice that.
-MAX_ANSWER_BYTES = 3 * 1024 * 1024
+MAX_ANSWER_BYTES = MAX_OBJECT_BYTES
 #: The first pause between two tries; it doubles up to the ceiling.
 PAUSE_SECONDS = 1.0
 CEILING_SECONDS = 300.0
-#: Of what a server says, so much stands in a sentence of ours.
-_EXCERPT_CHARS = 256
 
 
 class _Part(BaseModel):
@@ -74,19 +71,6 @@ class _Pod(_Part):
         )
 
 
-class _Status(_Part):
-    """The API server's no (meta/v1 Status)."""
-
-    message: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    retry_after: str
-    body: bytes
-
-
 class OwnPod:
     """The agent's own pod, as the API server knows it."""
 
@@ -100,6 +84,16 @@ class OwnPod:
         self._identity = identity
         self._service_account = service_account
         self._timeout_seconds = timeout_seconds
+        self._words = Words(
+            who="this agent",
+            wanted="PODHOOK_KUBERNETES is true, and ",
+            otherwise="set PODHOOK_KUBERNETES=false",
+            unreadable="give the agent a pod description instead (PODHOOK_POD_FILE)",
+            kubeconfig="set KUBECONFIG, or PODHOOK_KUBERNETES=false",
+            by_hand=f"kubectl -n {identity.namespace} get pod {identity.pod}",
+            again="start the agent again",
+            network="this pod's network",
+        )
 
     async def find(
         self,
@@ -138,16 +132,21 @@ class OwnPod:
             ClusterUnavailable: no cluster, no answer, a no, another pod of this name, or no pod in the answer.
             InvalidSettings: kubernetes-asyncio is not installed, or a kubeconfig's login hangs: not to be tried again.
         """
-        await asyncio.to_thread(_load)  # most of a second, in which the agent has other things to do
-        configuration = await self._configuration()
-        server = f"the API server at {re.sub('//[^/@]*@', '//', configuration.host)}"
-        answer = await self._get(configuration, server)
+        identity, seconds = self._identity, self._timeout_seconds
+        library = await vendor.load(self._words)
+        login = await Way(service_account=self._service_account).log_in(library, self._words, seconds)
+        session, server = Session(library, login, self._words), login.server
+        try:
+            path = PODS.path(identity.namespace, identity.pod)
+            answer = await session.ask("GET", path, limit_bytes=MAX_ANSWER_BYTES, timeout_seconds=seconds)
+        finally:
+            await session.close()
         if answer.status != 200:
             raise self._refusal(answer, server)
-        if len(answer.body) > MAX_ANSWER_BYTES:
+        if not answer.whole:
             raise ClusterUnavailable(
-                f"{server} answered with more than {MAX_ANSWER_BYTES} bytes for pod {self._identity}, and no pod has "
-                "so many; check that it is the API server"
+                f"{server} answered with more than {MAX_ANSWER_BYTES} bytes for pod {identity}, and no pod has so "
+                "many; check that it is the API server"
             )
         try:
             pod = _Pod.model_validate_json(answer.body)
@@ -155,156 +154,44 @@ class OwnPod:
             first = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in first["loc"]) or "the answer"
             raise ClusterUnavailable(
-                f"{server} answered with something that is no pod ({place}: {_excerpt(first['msg'])}); "
+                f"{server} answered with something that is no pod ({place}: {excerpt(first['msg'])}); "
                 "check that it is the API server"
             ) from error
         if pod.metadata.uid != self._identity.pod_uid:
             raise ClusterUnavailable(
-                f"pod {self._identity} has the uid {_excerpt(pod.metadata.uid)!r} in the cluster, and this agent is of "
+                f"pod {self._identity} has the uid {excerpt(pod.metadata.uid)!r} in the cluster, and this agent is of "
                 f"{self._identity.pod_uid!r}; set PODHOOK_POD_UID from metadata.uid (downward API) - if it is, this "
                 "pod was replaced by another of its name"
             )
         return pod.description()
 
-    # -- where, and who we are there
-
-    async def _configuration(self) -> Any:
-        from kubernetes_asyncio import client  # noqa: PLC0415
-
-        configuration = client.Configuration()
-        # Python 3.13 wants key identifiers in certificates; the authorities of many clusters have none, and neither
-        # the kubelet nor kubectl asks for them.
-        configuration.disable_strict_ssl_verification = True
-        if os.environ.get("KUBERNETES_SERVICE_HOST"):
-            self._in_cluster(configuration)
-        else:
-            await self._by_kubeconfig(configuration)
-        # A file that somebody wrote by hand ends with a newline, which no header may have.
-        configuration.api_key = {name: key.strip() for name, key in configuration.api_key.items()}
-        return configuration
-
-    def _in_cluster(self, configuration: Any) -> None:
-        from kubernetes_asyncio import config  # noqa: PLC0415
-
-        token = self._service_account / "token"
-        try:
-            config.load_incluster_config(
-                client_configuration=configuration,
-                try_refresh_token=False,  # it is read anew each time
-                token_filename=str(token),
-                cert_filename=str(self._service_account / "ca.crt"),
-            )
-        except PermissionError as error:
-            raise ClusterUnavailable(
-                f"{token} is not readable for this agent (uid {os.geteuid()}, gid {os.getegid()}); in a pod with an "
-                "fsGroup only that group may read it: give the agent a pod description instead (PODHOOK_POD_FILE)"
-            ) from error
-        except (config.ConfigException, OSError, ValueError) as error:
-            raise ClusterUnavailable(
-                f"the service account in {self._service_account} cannot be used "
-                f"({_excerpt(str(error)).rstrip('.')}); set automountServiceAccountToken: true in the pod"
-            ) from error
-
-    async def _by_kubeconfig(self, configuration: Any) -> None:
-        from kubernetes_asyncio import config  # noqa: PLC0415
-
-        paths = _kubeconfig()
-        by_hand = f"kubectl -n {self._identity.namespace} get pod {self._identity.pod}"
-        try:
-            async with asyncio.timeout(self._timeout_seconds):  # it may start a program that logs in
-                await config.load_kube_config(paths, client_configuration=configuration, persist_config=False)
-        except TimeoutError as error:
-            # The vendor forgets the program that it started: trying again would start another, and another.
-            raise InvalidSettings(
-                f"the kubeconfig {paths} did not log in within {self._timeout_seconds:g} s; log in with: {by_hand} - "
-                "and start the agent again"
-            ) from error
-        except Exception as error:
-            # The loader lets out whatever happens to it, and its own messages quote the file with the keys in it.
-            raise ClusterUnavailable(
-                f"the kubeconfig {paths} cannot be used ({type(error).__name__}); find out why with: {by_hand}"
-            ) from error
-
-    # -- the question
-
-    async def _get(self, configuration: Any, server: str) -> _Answer:
-        from kubernetes_asyncio import client  # noqa: PLC0415
-
-        identity, seconds = self._identity, self._timeout_seconds
-        try:
-            async with asyncio.timeout(seconds), client.ApiClient(configuration) as api:
-                response = await client.CoreV1Api(api).read_namespaced_pod(
-                    identity.pod,
-                    identity.namespace,
-                    _preload_content=False,  # it would take in an answer of any size
-                    _request_timeout=seconds,
-                )
-                async with response:
-                    body = bytearray()
-                    async for chunk in response.content.iter_any():
-                        body += chunk
-                        if len(body) > MAX_ANSWER_BYTES:
-                            break
-                    return _Answer(response.status, response.headers.get("Retry-After", ""), bytes(body))
-        except Exception as error:  # aiohttp's, ssl's, the system's, and the vendor's own
-            raise ClusterUnavailable(f"{server} {self._why(error, configuration)}") from error
-
-    def _why(self, error: Exception, configuration: Any) -> str:
-        """Why there was no answer, and what to do."""
-        import aiohttp  # noqa: PLC0415 (9 MB; it is loaded by now)
-
-        match error:
-            case TimeoutError():
-                seconds = f"{self._timeout_seconds:g} s"
-                return f"did not answer within {seconds}; check that no network policy or firewall drops it"
-            case aiohttp.ClientConnectorCertificateError():
-                why = getattr(error.certificate_error, "verify_message", "") or str(error.certificate_error)
-                trusted = configuration.ssl_ca_cert or "the system's authorities"
-                return f"shows a certificate that {trusted} does not vouch for ({_excerpt(why)}); correct either"
-            case aiohttp.ClientConnectorDNSError():
-                return "is not known by that name; check its spelling and the DNS"
-            case aiohttp.ClientConnectorError(os_error=ssl.SSLError() as cause):
-                return f"does not speak TLS as it should ({_excerpt(str(cause))}); check its address"
-            case aiohttp.ClientConnectorError(os_error=cause):
-                why = os.strerror(cause.errno) if cause.errno else str(cause)
-                return f"cannot be reached ({_excerpt(why)}); check its address and this pod's network"
-            case _:
-                return f"could not be asked ({type(error).__name__}: {_excerpt(str(error))}); check its address"
-
     # -- its no
 
-    def _refusal(self, answer: _Answer, server: str) -> ClusterUnavailable:
-        try:
-            message = _excerpt(_Status.model_validate_json(answer.body[:MAX_ANSWER_BYTES]).message)
-        except ValidationError:
-            message = ""  # a proxy's page; its status says enough
-        said = f"({answer.status}{': ' if message else ''}{message})"
-        match answer.status:
+    def _refusal(self, answer: Answer, server: str) -> ClusterUnavailable:
+        """All of them are tried again: nobody else is there to wait until somebody has mended it."""
+        status = answer.status
+        if status in TRANSIENT:
+            return unavailable(answer, server)
+        match status:
             case 401:
-                return ClusterUnavailable(
-                    f"{server} does not accept this agent's credentials {said}; check that the pod's service account "
-                    "still exists, or log in again if there is a kubeconfig"
-                )
+                said_no = str(unknown_caller(answer, server, self._words))
             case 403:
-                return ClusterUnavailable(
-                    f"{server} does not let this agent get its own pod {self._identity} {said}; allow it: "
-                    + self._rule(message)
+                said_no = (
+                    f"{server} does not let this agent get its own pod {self._identity} {said(answer)}; allow it: "
+                    + self._rule(excerpt(reason(answer)))
                 )
             case 404:
-                return ClusterUnavailable(
-                    f"{server} has no pod {self._identity} {said}; set PODHOOK_NAMESPACE and PODHOOK_POD from "
+                said_no = (
+                    f"{server} has no pod {self._identity} {said(answer)}; set PODHOOK_NAMESPACE and PODHOOK_POD from "
                     "metadata.namespace and metadata.name (downward API), and check that this is the pod's cluster"
                 )
-            case 429 | 500 | 502 | 503 | 504:
-                asked = int(answer.retry_after) if re.fullmatch("[0-9]{1,9}", answer.retry_after) else 0
-                return ClusterUnavailable(f"{server} cannot answer now {said}", retry_after_seconds=asked)
             case _:
-                return ClusterUnavailable(f"{server} answered the question for pod {self._identity} with a no {said}")
+                said_no = f"{server} answered the question for pod {self._identity} with a no {said(answer)}"
+        return ClusterUnavailable(said_no, status=status)
 
     def _rule(self, message: str) -> str:
         """The commands that make the Role and the RoleBinding that are missing."""
-        named = re.search(r'User "([^"]+)"', message)
-        user = named[1] if named else f"system:serviceaccount:{self._identity.namespace}:default"
+        user = user_of(message) or f"system:serviceaccount:{self._identity.namespace}:default"
         account = user.removeprefix("system:serviceaccount:")
         whom = f"--user={user}" if account == user else f"--serviceaccount={account}"
         kubectl, name = f"kubectl -n {self._identity.namespace} create", f"podhook-{self._identity.pod}"
@@ -312,35 +199,3 @@ class OwnPod:
             f"{kubectl} role {name} --verb=get --resource=pods --resource-name={self._identity.pod} && "
             f"{kubectl} rolebinding {name} --role={name} {shlex.quote(whom)} (as YAML: docs/kubernetes.md)"
         )
-
-
-def _load() -> None:
-    try:
-        import kubernetes_asyncio.client  # noqa: PLC0415
-        import kubernetes_asyncio.config  # noqa: F401, PLC0415
-    except ImportError as error:
-        raise InvalidSettings(
-            f"PODHOOK_KUBERNETES is true, and kubernetes-asyncio cannot be imported ({error}); install it: "
-            "pip install 'podhook[kubernetes]', or set PODHOOK_KUBERNETES=false"
-        ) from error
-    except RuntimeError as error:  # Path.home(), which it calls while it is imported
-        raise InvalidSettings(
-            f"PODHOOK_KUBERNETES is true, and kubernetes-asyncio cannot be imported ({error}); set HOME to any "
-            "directory"
-        ) from error
-
-
-def _kubeconfig() -> str:
-    """The usual kubeconfig, as kubectl finds it: one path, or several with a colon between."""
-    paths = os.environ.get("KUBECONFIG") or "~/.kube/config"
-    if not any(os.access(Path(path).expanduser(), os.R_OK) for path in paths.split(os.pathsep) if path):
-        raise ClusterUnavailable(
-            "there is no cluster to ask: KUBERNETES_SERVICE_HOST is not set, as it is in every pod, and there is no "
-            f"kubeconfig to be read at {paths}; set KUBECONFIG, or PODHOOK_KUBERNETES=false"
-        )
-    return paths
-
-
-def _excerpt(text: str) -> str:
-    """`text` on one line, with nothing invisible, at most 256 characters."""
-    return "".join(c if c.isprintable() else " " for c in text[:_EXCERPT_CHARS])
