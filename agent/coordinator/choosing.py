@@ -41,6 +41,8 @@ class Chooser:
         Raises:
             ClusterUnavailable: the cluster is the source, and cannot be asked, or does not let us.
         """
+        if call.only is not None:
+            return await self._live(call.only, call, executor, stopped)
         if self._list_pods is None or self._source is Source.PRESENCE:
             return await self._by_presence(call, executor, stopped)
         try:
@@ -63,15 +65,22 @@ class Chooser:
     async def _by_cluster(
         self, pods: Sequence[PodSeen], call: HookCall, executor: PodExecutor, stopped: Callable[[], bool]
     ) -> Selection:
+        selection = await self._live(pods, call, executor, stopped)
+        strange = strangers(pods, self._roster.select(executor, call.namespaces))
+        return replace(selection, notes=(*selection.notes, strange)) if strange else selection
+
+    async def _live(
+        self, pods: Sequence[PodSeen], call: HookCall, executor: PodExecutor, stopped: Callable[[], bool]
+    ) -> Selection:
+        """Which of these pods have a live agent."""
+
         def now() -> Selection:
             presences = {(each.namespace, each.pod): each for each in self._roster.known()}
-            doubted = {each.key for each in self._roster.doubted(call.namespaces)}
+            doubted = {each.key for each in self._roster.doubted(None if call.only is not None else call.namespaces)}
             return among(pods, presences, executor, doubted=doubted)
 
         def complete() -> bool:
             return not now().missing or stopped()  # who is there is known: nobody waits for a quiet broker
 
         await self._roster.settle(complete=complete)
-        selection = now()
-        strange = strangers(pods, self._roster.select(executor, call.namespaces))
-        return replace(selection, notes=(*selection.notes, strange)) if strange else selection
+        return now()

@@ -30,7 +30,7 @@ from agent.coordinator.resume import Resumption
 from agent.coordinator.roster import Roster
 from agent.coordinator.round import Round
 from agent.coordinator.solo import Attempt, Solo
-from agent.coordinator.targets import Target, why_not
+from agent.coordinator.targets import Selection, Target, why_not
 from agent.coordinator.trust import Trust, load_agent_keys, load_key, printable
 from agent.coordinator.verdict import Verdict, verdict_of
 from agent.coordinator.watch import CANCEL_SECONDS
@@ -234,6 +234,20 @@ class Coordinator:
             return await self._run_in_pods(run, executor.pod)
         return await self._run_alone(run, executor)
 
+    async def select(self, call: HookCall) -> Selection:
+        """Which pods a call of a Pod executor means, and which of them have a live agent; nothing is triggered.
+
+        Raises:
+            InvalidHook: the hook cannot be run as it is called.
+            BadInput: there is no broker to reach agents by.
+            ClusterUnavailable: the cluster says which pods there are, and cannot be asked.
+        """
+        call = await self._informed(call)
+        call.check()
+        self._need_broker()
+        cancels = self._cancels
+        return await self._chooser.select(call, call.pods(), lambda: self._cancels != cancels)
+
     async def _run_in_pods(self, run: _Run, executor: PodExecutor) -> RunResult:
         call, cancels = run.call, self._cancels
         self._need_broker()
@@ -311,6 +325,11 @@ class Coordinator:
         self._roster.wake()  # a run that still waits to know its targets ends here, too
         for each in self._alive:
             each.cancel(within_seconds)
+
+    @property
+    def cancels(self) -> int:
+        """How often `cancel` was called: who does one thing after the other sees whether the next is still wanted."""
+        return self._cancels
 
     # -- runs that are asked about later, by whoever
 
