@@ -117,10 +117,27 @@ class Redactor:
         """A new stream to redact."""
         return RedactedStream(self.patterns)
 
-    def data(self, data: bytes, *, cut: bool = False) -> bytes:
-        """`data` without the secrets. `cut`: it was longer, so the beginning of a secret at its end goes as well."""
+    def data(self, data: bytes, *, cut: bool = False, begun: bool = False) -> bytes:
+        """`data` without the secrets. `cut`: it was longer, so the beginning of a secret at its end goes as well.
+
+        `begun`: there was more before it, so the end of a secret at its beginning goes, too.
+        """
+        if begun:
+            data = data[self._rest(data) :]
         stream = self.stream()
         return stream.write(data) + stream.end(cut=cut)
+
+    def _rest(self, data: bytes) -> int:
+        """How many bytes at its beginning are the end of a secret whose beginning is missing; whole ones are found."""
+        longest = 0
+        for pattern in self.patterns:
+            at = pattern.find(data[:MIN_BYTES], 1)
+            while 0 < at <= len(pattern) - MIN_BYTES:
+                if data.startswith(pattern[at:]):
+                    longest = max(longest, len(pattern) - at)
+                    break
+                at = pattern.find(data[:MIN_BYTES], at + 1)
+        return longest
 
     def text(self, text: str) -> str:
         """A text without the secrets."""

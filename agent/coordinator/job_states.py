@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from agent.contract.durations import format_duration
 from agent.contract.errors import ErrorCode
@@ -47,7 +47,7 @@ class JobEnd(StrEnum):
 class PodState:
     """What there is to tell of a pod. `kind` is `pending`, `running` or `ended`; `text` says more."""
 
-    kind: str
+    kind: Literal["pending", "running", "ended"]
     text: str
 
 

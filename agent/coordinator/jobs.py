@@ -127,6 +127,12 @@ def is_of_run(found: Json, job: Json) -> bool:
     )
 
 
+def selector_of(job: Json) -> str:
+    """The label selector that finds the pods of its attempt."""
+    labels = job["metadata"]["labels"]
+    return ",".join(f"{each}={labels[each]}" for each in (RUN_LABEL, ATTEMPT_LABEL))
+
+
 def own_pod(environment: Mapping[str, str], namespace: str) -> Owner | None:
     """The pod that this process runs in, as an owner of Jobs in `namespace`; None where that is not known.
 

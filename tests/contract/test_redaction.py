@@ -122,6 +122,18 @@ def test_of_a_stream_that_was_cut_the_beginning_of_a_secret_goes_too(kept: int, 
     assert Redactor([value]).data(b"x" + value[:kept]) == b"x" + value[:kept], "it ended by itself: nothing was begun"
 
 
+@given(st.integers(1, 12), st.integers(0, 20), st.booleans())
+def test_of_a_stream_that_began_before_the_end_of_a_secret_goes_too(gone: int, after: int, shorter: bool) -> None:
+    value = b"correct-hors"
+    rest = value[gone:]
+    redactor = Redactor([value, b"rect"] if shorter else [value])  # another secret may stand within the first
+    said = redactor.data(rest + b"x" * after, begun=True)
+    assert said == (b"" if len(rest) >= MIN_BYTES else rest) + b"x" * after
+    assert redactor.data(value + b"x", begun=True) == MARK + b"x", "a whole one is one"
+    if not shorter:
+        assert redactor.data(rest + b"x") == rest + b"x", "nothing stood before it"
+
+
 @given(st.integers(0, 300))
 def test_a_secret_on_the_cut_of_what_is_kept_leaves_no_part_behind(before: int) -> None:
     value = b"correct-horse-battery-staple"

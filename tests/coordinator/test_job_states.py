@@ -14,6 +14,7 @@ from agent.coordinator.job_states import (
     began_at,
     gone,
     job_end,
+    never_began,
     pod_over,
     pod_state,
     result_of,
@@ -310,8 +311,8 @@ INTERRUPTED = "Job shop/podhook-1 was interrupted: {}; whether it took effect is
             "interrupted",
             "pod_gone",
             (
-                f"{WHAT} failed, and its pod is gone (BackoffLimitExceeded: Job has reached the specified backoff limit); "
-                "whether it took effect is unknown"
+                f"{WHAT} failed, and its pod is gone (BackoffLimitExceeded: Job has reached the specified backoff "
+                "limit); whether it took effect is unknown"
             ),
             None,
             None,
@@ -326,8 +327,8 @@ INTERRUPTED = "Job shop/podhook-1 was interrupted: {}; whether it took effect is
             "failed",
             "exit_code",
             (
-                f"{WHAT} failed although its own container ended with exit code 0: container 'istio' of its pod ended with "
-                "exit code 2"
+                f"{WHAT} failed although its own container ended with exit code 0: container 'istio' of its pod ended "
+                "with exit code 2"
             ),
             0,
             None,
