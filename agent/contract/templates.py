@@ -43,7 +43,8 @@ __all__ = [
     "used_placeholders",
 ]
 
-API_VERSIONS = ("core.kubestash.com/v1alpha1",)
+#: KubeStash's, and the same kind for who has no KubeStash (manifests/crds).
+API_VERSIONS = ("core.kubestash.com/v1alpha1", "podhook.dev/v1alpha1")
 MAX_HOOKS = 200
 
 _NEEDS_ACTION = "is required: give one of exec, httpGet, httpPost, tcpSocket"
@@ -226,7 +227,7 @@ class Metadata(BaseModel):
 class HookTemplate(Strict):
     """A full document."""
 
-    api_version: Literal["core.kubestash.com/v1alpha1"]
+    api_version: Literal["core.kubestash.com/v1alpha1", "podhook.dev/v1alpha1"]
     kind: Literal["HookTemplate"]
     metadata: Metadata
     spec: HookSpec
