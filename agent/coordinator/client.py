@@ -18,7 +18,7 @@ from agent.bus.link import Link
 from agent.bus.types import Connected, Delivery, Disconnected, LinkOptions
 from agent.contract.errors import BadInput, InvalidHook, InvalidSettings, Problem
 from agent.contract.messages import MAX_LISTED, AttemptReport, ErrorDetail, Presence, Query, Result, check_run_id
-from agent.contract.templates import Executor, PodExecutor
+from agent.contract.templates import Executor, Hook, PodExecutor
 from agent.contract.topics import Topics, is_level
 from agent.coordinator.calls import HookCall
 from agent.coordinator.choosing import Chooser, ListPods, Source
@@ -209,14 +209,15 @@ class Coordinator:
 
     # -- hooks
 
-    async def run(self, call: HookCall, *, run_id: str | None = None, on_event: OnEvent = ignore) -> RunResult:
+    async def run(self, call: HookCall | Hook, *, run_id: str | None = None, on_event: OnEvent = ignore) -> RunResult:
         """Run a hook by its executor - agents in the pods it selects, or the coordinator itself - to its verdict.
 
         Cancelling the task that awaits this cancels the run: what was started is stopped, and up to ten seconds are
         spent on hearing how it ended. `on_event` then still hears every outcome.
 
         Args:
-            call: the hook and how it is called.
+            call: the hook and how it is called. A hook alone is called as it stands, in its own namespace (`default`
+                for one that has none).
             run_id: a UUIDv7 of your own, used once; made here if None.
             on_event: called for everything that happens, on the event loop; must not block. What it raises is logged.
 
@@ -226,6 +227,8 @@ class Coordinator:
                 by; nothing was triggered.
             ClusterUnavailable: the cluster says which pods there are, and cannot be asked; nothing was triggered.
         """
+        if isinstance(call, Hook):
+            call = HookCall(call, namespaces=frozenset({call.namespace or "default"}))
         call = await self._informed(call)
         call.check()
         executor = call.executor()
