@@ -77,7 +77,7 @@ def command(
 
 async def _demo(file: Path, calls: Sequence[object]) -> Exit:
     from agent.bus.embedded import EmbeddedBroker
-    from agent.cli.run import execute, exit_code
+    from agent.cli.running import execute, exit_code
     from agent.coordinator import Coordinator
 
     async with contextlib.AsyncExitStack() as stack:

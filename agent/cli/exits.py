@@ -13,6 +13,7 @@ import typer
 from agent.contract.errors import (
     BadInput,
     BrokerRefused,
+    ClusterError,
     InvalidHook,
     InvalidPolicy,
     LinkDown,
@@ -65,7 +66,7 @@ def errors_as_exits() -> Iterator[None]:
         fail(Exit.USAGE, f"the policy cannot be used:\n{lines}")
     except BadInput as error:
         fail(Exit.USAGE, str(error))
-    except (LinkDown, BrokerRefused, PublishRefused) as error:
+    except (LinkDown, BrokerRefused, PublishRefused, ClusterError) as error:
         fail(Exit.BROKER, str(error))
     except PodhookError as error:
         fail(Exit.FAILED, str(error))

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 #: Command -> (module, what it is for). The module has a function `command`, or a `group` of them.
 COMMANDS = {
     "run": "Run the hooks of a file and gather one verdict each.",
+    "around": "Run a command between a plan's pre hooks and its post hooks.",
     "agents": "Show which agents are there.",
     "runs": "Show the latest runs that the agents know.",
     "query": "Ask the agents what became of a run, whoever began it.",
@@ -40,7 +41,8 @@ class LazyGroup(TyperGroup):
         if hasattr(module, "group"):
             return typer.main.get_command(module.group)
         single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-        single.command(cmd_name, help=module.command.__doc__, short_help=COMMANDS[cmd_name])(module.command)
+        kind = getattr(module, "click_class", None)
+        single.command(cmd_name, cls=kind, help=module.command.__doc__, short_help=COMMANDS[cmd_name])(module.command)
         return typer.main.get_command(single)
 
 
@@ -69,7 +71,7 @@ def _podhook(
     """Backup hooks beside every database: agents run them in their own pods, triggered over MQTT.
 
     Exit codes: 0 succeeded, 1 a hook failed, 2 usage or invalid file, 3 no targets or missing agents (nothing was
-    triggered), 4 broker unreachable or refused us, 5 still running, 130 interrupted.
+    triggered), 4 broker or cluster unreachable or refused us, 5 still running, 130 interrupted.
     """
 
 

@@ -13,6 +13,7 @@ from agent.cli.exits import tell
 if TYPE_CHECKING:
     from agent.bus.broker import Broker
     from agent.coordinator import Coordinator
+    from agent.coordinator.operator import OperatorOptions
 
 BROKER_PANEL = "Broker"
 
@@ -114,6 +115,55 @@ OutputFormat = Annotated[
     Format, typer.Option("--output", "-o", metavar="table|json", help="table for people, json for scripts.")
 ]
 
+CLUSTER_PANEL = "Cluster"
+Kubeconfig = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Ask the cluster of this kubeconfig (default: KUBECONFIG's).",
+        rich_help_panel=CLUSTER_PANEL,
+    ),
+]
+Context = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="The kubeconfig's context, if not its present one.", rich_help_panel=CLUSTER_PANEL
+    ),
+]
+
+
+class SourceName(StrEnum):
+    """Who says which pods there are; see `agent.coordinator.choosing.Source`."""
+
+    AUTO = "auto"
+    KUBERNETES = "kubernetes"
+    PRESENCE = "presence"
+
+
+PodSource = Annotated[
+    SourceName,
+    typer.Option(
+        "--source",
+        metavar="auto|kubernetes|presence",
+        help="Who says which pods there are: the cluster, or the agents. auto: the cluster, inside one or if one is "
+        "named here.",
+        rich_help_panel=CLUSTER_PANEL,
+    ),
+]
+OPERATOR_PANEL = "Operator executor"
+HttpCaFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="CA certificates for its HTTP actions.", rich_help_panel=OPERATOR_PANEL),
+]
+NoHttpVerify = Annotated[
+    bool,
+    typer.Option("--no-http-verify", help="Do not verify TLS of its HTTP actions.", rich_help_panel=OPERATOR_PANEL),
+]
+SecretsDir = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Where its valueFrom.file is read.", rich_help_panel=OPERATOR_PANEL),
+]
+
 #: Said where agents that obey only signed commands were asked unsigned.
 ASKED_UNSIGNED = "agents that obey only signed commands do not answer an unsigned question: give the key with --key"
 DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
@@ -138,6 +188,24 @@ def broker_from(
         certificate_file=cert_file,
         key_file=key_file,
     )
+
+
+def operator_from(ca_file: Path | None, no_verify: bool, secrets_dir: Path | None) -> OperatorOptions:
+    """How the coordinator runs actions itself, as these options say."""
+    from agent.coordinator.operator import OperatorOptions
+
+    return OperatorOptions(verify_http=not no_verify, ca_file=ca_file, secrets_dir=secrets_dir)
+
+
+def seconds_from(flag: str, text: str) -> float:
+    """A duration as Kubernetes writes it. Raises BadInput, naming the flag."""
+    from agent.contract.durations import parse_duration
+    from agent.contract.errors import BadInput
+
+    try:
+        return parse_duration(text)
+    except BadInput as error:
+        raise BadInput(f"{flag} {error}") from error
 
 
 def namespaces_from(names: list[str] | None, every: bool) -> frozenset[str] | None:

@@ -80,7 +80,7 @@ def judge_hooks(
     Exit codes: 0 all are allowed, 1 one is denied, 2 usage or invalid file.
     """
     with errors_as_exits():
-        from agent.cli.run import params_of
+        from agent.cli.running import params_of
         from agent.contract.durations import parse_duration
         from agent.contract.errors import Refusal
         from agent.sidecar.policy import load_policy

@@ -1,29 +1,23 @@
-"""`podhook run`: run the hooks of a file, one verdict each."""
+"""`podhook run`: run the hooks of a file, or one list of a plan, one verdict each."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agent.cli import options
+from agent.cli import options, planned
 from agent.cli.check import name_of, read_file
-from agent.cli.exits import Exit, errors_as_exits, logs_for_people, tell
+from agent.cli.cluster import Asked, cluster_from
+from agent.cli.exits import errors_as_exits, logs_for_people, tell
+from agent.cli.resuming import refuse_other_options, resume
+from agent.cli.running import Executed, execute, exit_code, params_of
 
 if TYPE_CHECKING:
-    from agent.coordinator import Coordinator, HookCall, RunResult
-
-
-#: What ends a run: Ctrl-C, a polite end, a terminal that is gone.
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    from agent.coordinator import Coordinator, HookCall
 
 
 class Strategy(StrEnum):
@@ -33,10 +27,18 @@ class Strategy(StrEnum):
     ALL = "ExecuteOnAll"
 
 
+class Result(StrEnum):
+    """How an operation ended, as KubeStash says it."""
+
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
 def command(
     context: typer.Context,
     file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="YAML of one or more HookTemplates; - for standard input.")
+        Path | None,
+        typer.Argument(metavar="FILE", help="YAML of one or more HookTemplates, or a HookPlan; - for standard input."),
     ] = None,
     run_id: Annotated[
         str | None,
@@ -54,6 +56,17 @@ def command(
             help="Run the hook of this name in the agents' own catalogues, instead of a FILE; needs --selector.",
         ),
     ] = None,
+    phase: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Of a HookPlan: preBackup, postBackup, preRestore or postRestore."),
+    ] = None,
+    status_phase: Annotated[
+        Result | None,
+        typer.Option(help="With a post list: the operation's result, which decides by each hook's executionPolicy."),
+    ] = None,
+    status_error: Annotated[
+        str, typer.Option(metavar="TEXT", help="With a post list: what templates read as .Status.Error.")
+    ] = "",
     namespace: options.Namespaces = None,
     all_namespaces: options.AllNamespaces = False,
     timeout: Annotated[
@@ -107,10 +120,18 @@ def command(
     broker_key_file: options.KeyFile = None,
     key: options.SigningKeyFile = None,
     agent_keys: options.AgentKeys = None,
+    kubeconfig: options.Kubeconfig = None,
+    kube_context: options.Context = None,
+    source: options.PodSource = options.SourceName.AUTO,
+    http_ca_file: options.HttpCaFile = None,
+    no_http_verify: options.NoHttpVerify = False,
+    secrets_dir: options.SecretsDir = None,
 ) -> None:
     """Run the hooks of a file in order, through the agents of the selected pods, and gather one verdict a hook.
 
-    With --catalogue NAME a hook that the agents' policies know runs instead, with the parameters given.
+    With --catalogue NAME a hook that the agents' policies know runs instead, with the parameters given. Of a HookPlan
+    one list runs, named by --phase; after the operation --status-phase says what it came to, and a hook that fails does
+    not keep the next one from running. `podhook around` runs both lists with a command between them.
 
     A hook that does not succeed ends the run; --keep-going runs the rest too. Results go to standard output, what
     happens meanwhile to standard error. JSON is one object a line and hook. Ctrl-C cancels what was started and says
@@ -121,24 +142,34 @@ def command(
     failure it waits half a minute more. Then 1 also means that not all targets told, and 3 that no agent knows it.
 
     Exit codes: 0 succeeded, 1 a hook failed, 2 usage or invalid file, 3 no targets or missing agents (nothing was
-    triggered), 4 broker unreachable or refused us, 130 interrupted.
+    triggered), 4 broker or cluster unreachable or refused us, 130 interrupted.
     """
     with errors_as_exits():
         address = options.broker_from(
             broker, broker_user_file, broker_password_file, broker_ca_file, broker_cert_file, broker_key_file
         )
 
-        def connect() -> Coordinator:
+        operator = options.operator_from(http_ca_file, no_http_verify, secrets_dir)
+
+        def connect(asked: Asked = Asked(), *, agents: bool = True) -> Coordinator:
             from agent.coordinator import Coordinator
 
-            return Coordinator(address, topic_root=topic_root, key=key, agent_keys=agent_keys)
+            return Coordinator(
+                address if agents else None,
+                topic_root=topic_root,
+                key=key,
+                agent_keys=agent_keys,
+                list_pods=asked.list_pods,
+                source=asked.source,
+                operator=operator,
+            )
 
         if run_id is not None:
             from agent.contract.messages import check_run_id
 
             if file is not None:
                 tell(f"--run-id gathers a run that was begun before: {file} is not read, and nothing is triggered")
-            _refuse_other_options(context)
+            refuse_other_options(context)
             check_run_id(run_id)
             namespaces = None if all_namespaces else options.namespaces_from(namespace, every=not namespace)
             logs_for_people()
@@ -150,200 +181,62 @@ def command(
                 if file is None
                 else "--catalogue names a hook that the agents have, and FILE brings its own; give one of them"
             )
-        from agent.contract.durations import parse_duration
-        from agent.contract.errors import BadInput, InvalidHook, Problem
-        from agent.contract.templates import HookSpec
-        from agent.coordinator import Hook, HookCall, load_hooks
+        common = {
+            "timeout_seconds": options.seconds_from("--timeout", timeout),
+            "start_window_seconds": options.seconds_from("--start-within", start_within),
+            "retry_unknown": retry_unknown,
+            "max_parallel": max_parallel,
+            "max_errors": max_errors,
+            "allow_empty": allow_empty,
+            "allow_missing": allow_missing,
+        }
+        text = read_file(file) if file is not None else b""
+        chosen = planned.choose(text, phase, status_phase, status_error)
+        if chosen is not None:
+            planned.refuse_what_a_plan_says(context)
 
-        def seconds(flag: str, text: str) -> float:
-            try:
-                return parse_duration(text)
-            except BadInput as error:
-                raise BadInput(f"{flag} {error}") from error
+        async def run() -> Executed:
+            async with cluster_from(kubeconfig, kube_context, source) as asked:
+                if chosen is not None and file is not None:
+                    where = options.namespaces_from(namespace, all_namespaces) if namespace or all_namespaces else ...
+                    calls = await planned.calls_of(chosen, file, text, asked, where, common)
+                else:
+                    more: dict[str, Any] = {
+                        **common,
+                        "namespaces": options.namespaces_from(namespace, all_namespaces),
+                        "params": params_of(param or []),
+                        "max_retry": max_retry,
+                        "expect": expect,
+                        "selector": selector,
+                        "strategy": str(strategy) if strategy else None,
+                    }
+                    calls = _calls(text, name_of(file) if file is not None else "", catalogue, more)
+                coordinator = connect(asked, agents=any(call.executor().type == "Pod" for call in calls))
+                _check(coordinator, calls)
+                logs_for_people()
+                going_on = keep_going or (chosen is not None and chosen.phase.is_post)
+                return await execute(lambda: coordinator, calls, output=output, keep_going=going_on)
 
-        hooks = load_hooks(read_file(file), name=name_of(file)) if file is not None else []
-        if catalogue is not None:
-            hooks = [Hook(catalogue, HookSpec())]
-        calls = [
-            HookCall(
-                hook,
-                namespaces=options.namespaces_from(namespace, all_namespaces),
-                params=params_of(param or []),
-                timeout_seconds=seconds("--timeout", timeout),
-                start_window_seconds=seconds("--start-within", start_within),
-                max_retry=max_retry,
-                retry_unknown=retry_unknown,
-                max_parallel=max_parallel,
-                max_errors=max_errors,
-                expect=expect,
-                allow_empty=allow_empty,
-                allow_missing=allow_missing,
-                selector=selector,
-                strategy=str(strategy) if strategy else None,
-                catalogue=catalogue is not None,
-            )
-            for hook in hooks
-        ]
-        problems: list[Problem] = []
-        for call in calls:  # all of them before the first: a typo in the last must not be found half way
-            try:
-                call.check()
-            except InvalidHook as error:
-                problems += [Problem(f"{call.hook.name}: {found.path}", found.message) for found in error.problems]
-        if problems:
-            raise InvalidHook(problems)
-        logs_for_people()
-        executed = asyncio.run(execute(connect, calls, output=output, keep_going=keep_going))
-        raise typer.Exit(exit_code(executed))
+        raise typer.Exit(exit_code(asyncio.run(run())))
 
 
-@dataclass(frozen=True, slots=True)
-class Executed:
-    """What came of the hooks that were run, and whether somebody stopped us in the middle."""
+def _calls(text: bytes, name: str, catalogue: str | None, more: dict[str, Any]) -> list[HookCall]:
+    from agent.contract.templates import HookSpec
+    from agent.coordinator import Hook, HookCall, load_hooks
 
-    runs: tuple[RunResult, ...]
-    interrupted: bool
-
-
-async def execute(
-    connect: Callable[[], Coordinator],
-    calls: Sequence[HookCall],
-    *,
-    output: options.Format,
-    keep_going: bool,
-    quiet: bool = False,
-    before: Callable[[HookCall], None] | None = None,
-) -> Executed:
-    """Run calls one after the other, show them, and return their results. Ctrl-C and SIGTERM cancel the present one.
-
-    The second Ctrl-C waits no longer to hear how it ended. `quiet` shows no events, only results. `before` is called
-    before each call. Raises LinkDown, BrokerRefused, InvalidKey.
-    """
-    from agent.coordinator import Verdict
-
-    runs: list[RunResult] = []
-    async with connect() as coordinator:
-        with _stopped_by_signals(coordinator) as stops:
-            for call in calls:
-                if before is not None:
-                    before(call)
-                run = await _one(coordinator, call, output, quiet=quiet)
-                runs.append(run)
-                if stops or (run.verdict is not Verdict.SUCCEEDED and not keep_going):
-                    break
-    left = len(calls) - len(runs)
-    if left and not quiet:
-        hint = "" if stops else "; --keep-going runs them all the same"
-        tell(f"{left} more hook{'s' * (left > 1)} not run{hint}")
-    return Executed(tuple(runs), bool(stops))
+    hooks = load_hooks(text, name=name) if catalogue is None else [Hook(catalogue, HookSpec())]
+    return [HookCall(hook, catalogue=catalogue is not None, **more) for hook in hooks]
 
 
-#: What says something to a run that is only gathered.
-_WITH_RUN_ID = {"file", "run_id", "namespace", "all_namespaces", "output", "broker", "topic_root", "key", "agent_keys"}
+def _check(coordinator: Coordinator, calls: list[HookCall]) -> None:
+    """All of them before the first: a typo in the last must not be found half way. Raises InvalidHook."""
+    from agent.contract.errors import InvalidHook, Problem
 
-
-def _refuse_other_options(context: typer.Context) -> None:
-    for name in context.params:
-        given = context.get_parameter_source(name)
-        if name not in _WITH_RUN_ID and "broker" not in name and given is not None and given.name == "COMMANDLINE":
-            flag = f"--{name.replace('_', '-')}"
-            raise typer.BadParameter(f"{flag} has no meaning with --run-id: nothing is triggered, only gathered")
-
-
-async def resume(
-    connect: Callable[[], Coordinator],
-    run_id: str,
-    namespaces: frozenset[str] | None,
-    *,
-    output: options.Format,
-    key: Path | None = None,
-) -> Executed:
-    """Gather a run that was begun before, and show what came of it. Raises LinkDown, BrokerRefused, BadInput."""
-    from agent.cli.view import RunView
-    from agent.coordinator import Verdict
-
-    async with connect() as coordinator:
-        with _stopped_by_signals(coordinator) as stops:
-            with RunView("resumed") as view:
-                run = await coordinator.resume(run_id, namespaces=namespaces, on_event=view)
-            _show(run, output)
-            if run.verdict is not Verdict.SUCCEEDED:
-                await options.hint_to_key(coordinator, key, namespaces)
-    return Executed((run,), bool(stops))
-
-
-@contextlib.contextmanager
-def _stopped_by_signals(coordinator: Coordinator) -> Iterator[list[int]]:
-    """Signals cancel what runs; the second waits no longer. Yields the signals that came so far."""
-    loop = asyncio.get_running_loop()
-    came: list[int] = []
-
-    def interrupt(number: int) -> None:
-        came.append(number)
-        if len(came) == 1:
-            coordinator.cancel()
-            tell("stopping what was started; each pod has 10 s to say how it ended (again: do not wait)")
-        else:
-            coordinator.cancel(within_seconds=0)
-            tell("waiting no longer")
-
-    stopping = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]  # nohup stays nohup
-    for number in stopping:
-        loop.add_signal_handler(number, interrupt, number)
-    try:
-        yield came
-    finally:
-        for number in stopping:
-            loop.remove_signal_handler(number)
-
-
-def exit_code(executed: Executed) -> Exit:
-    """The worst of all verdicts, as the shell hears it; whoever interrupts hears that."""
-    from agent.coordinator import Verdict
-
-    verdicts = [run.verdict for run in executed.runs]
-    if executed.interrupted:
-        return Exit.INTERRUPTED
-    if Verdict.FAILED in verdicts:
-        return Exit.FAILED
-    if not verdicts or all(verdict is Verdict.SUCCEEDED for verdict in verdicts):
-        return Exit.SUCCEEDED
-    nothing_ran = {Verdict.SUCCEEDED, Verdict.NOT_STARTED, Verdict.NOT_FOUND}
-    return Exit.NO_TARGETS if nothing_ran.issuperset(verdicts) else Exit.FAILED
-
-
-async def _one(coordinator: Coordinator, call: HookCall, output: options.Format, *, quiet: bool) -> RunResult:
-    from agent.cli.view import RunView
-
-    if quiet:
-        run = await coordinator.run(call)
-    else:
-        with RunView(call.hook.name) as view:
-            run = await coordinator.run(call, on_event=view)
-    _show(run, output)
-    return run
-
-
-def _show(run: RunResult, output: options.Format) -> None:
-    from agent.cli.view import print_result, show
-
-    def write() -> None:
-        if output is options.Format.JSON:
-            print(json.dumps(run.to_json()), flush=True)
-        else:
-            print_result(run)
-
-    show(write)
-
-
-def params_of(given: list[str]) -> dict[str, str]:
-    """Parameters as `--param NAME=VALUE` gives them. Raises BadInput."""
-    from agent.contract.errors import BadInput
-
-    params = {}
-    for each in given:
-        name, equals, value = each.partition("=")
-        if not equals or not name:
-            raise BadInput(f"--param {each!r}: write NAME=VALUE")
-        params[name] = value
-    return params
+    problems: list[Problem] = []
+    for call in calls:
+        try:
+            coordinator.check(call)
+        except InvalidHook as error:
+            problems += [Problem(f"{call.hook.name}: {found.path}", found.message) for found in error.problems]
+    if problems:
+        raise InvalidHook(problems)

@@ -31,6 +31,7 @@ _STYLES = {
     Outcome.UNREACHABLE: "yellow",
     Outcome.LOST: "magenta",
 }
+_YELLOW = ("cancelled", "not_started", "not_run", "incomplete", "not_found")
 WIDTH_WITHOUT_TERMINAL = 200
 #: More rows than this are counted, not drawn.
 MAX_LIVE_ROWS = 30
@@ -107,7 +108,7 @@ class RunView:
             table.add_column(column, overflow="ellipsis", no_wrap=True)
         rows = list(self._rows.items())  # one step: it is drawn by a thread
         for target, (state, text) in sorted(rows)[:MAX_LIVE_ROWS]:
-            table.add_row(Text(str(target)), _state(state), Text(text))
+            table.add_row(Text(str(target)), state_text(state), Text(text))
         if len(rows) > MAX_LIVE_ROWS:
             ended = sum(state in set(Outcome) for _, (state, _) in rows)
             table.add_row(f"... {len(rows)} pods in all", f"{ended} ended", "")
@@ -119,9 +120,9 @@ def console_for_results() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=WIDTH_WITHOUT_TERMINAL)
 
 
-def print_result(run: RunResult) -> None:
-    """One hook's results as a table, and its verdict in a sentence, on standard output."""
-    console = console_for_results()
+def print_result(run: RunResult, console: Console | None = None) -> None:
+    """One hook's results as a table, and its verdict in a sentence, on standard output unless a console is given."""
+    console = console or console_for_results()
     if run.targets:
         table = _targets_table("OUTCOME")
         for each in run.targets:
@@ -131,7 +132,7 @@ def print_result(run: RunResult) -> None:
         console.print(table)
     for note in run.notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-    console.print(Text.assemble(f"{run.hook}: ", _state(str(run.verdict)), f" - {_sentence(run)}"), soft_wrap=True)
+    console.print(Text.assemble(f"{run.hook}: ", state_text(str(run.verdict)), f" - {_sentence(run)}"), soft_wrap=True)
 
 
 def print_picture(picture: Picture) -> None:
@@ -153,7 +154,7 @@ def print_picture(picture: Picture) -> None:
             names = ", ".join(map(str, who[:MAX_LIVE_ROWS])) + (", ..." if len(who) > MAX_LIVE_ROWS else "")
             console.print(f"{what}: {names}", markup=False, highlight=False, soft_wrap=True)
     hook = f"{picture.hook or 'run'}: "
-    console.print(Text.assemble(hook, _state(str(picture.verdict)), f" - {_told(picture)}"), soft_wrap=True)
+    console.print(Text.assemble(hook, state_text(str(picture.verdict)), f" - {_told(picture)}"), soft_wrap=True)
 
 
 def _told(picture: Picture) -> str:
@@ -176,7 +177,7 @@ def runs_table(pictures: Iterable[Picture]) -> Table:
         count = each.aims.count if each.aims else "?"
         states = ", ".join(f"{number} {state}" for state, number in sorted(each.states.items()))
         pods = f"{len(each.known)}/{count}"
-        table.add_row(each.run_id, Text(each.hook), begun, pods, _state(str(each.verdict)), states)
+        table.add_row(each.run_id, Text(each.hook), begun, pods, state_text(str(each.verdict)), states)
     return table
 
 
@@ -194,9 +195,9 @@ def _cells(
     target: Target, state: str, attempt: int, result: Result | None, verified: Text
 ) -> tuple[Text, Text, Text, str, Text]:
     if result is None:
-        return Text(str(target)), _state(state), verified, "-", Text(f"attempt {attempt}")
+        return Text(str(target)), state_text(state), verified, "-", Text(f"attempt {attempt}")
     time_taken = format_duration(result.duration_seconds) if result.started_at else "-"
-    return Text(str(target)), _state(state), verified, time_taken, Text(detail_of(result, attempt))
+    return Text(str(target)), state_text(state), verified, time_taken, Text(detail_of(result, attempt))
 
 
 def verified_text(verified: bool) -> Text:
@@ -231,10 +232,7 @@ def detail_of(result: Result, attempt: int = 1) -> str:
 def _sentence(run: RunResult) -> str:
     if run.error is not None:
         return run.error.message
-    counts = dict.fromkeys(Outcome, 0)
-    for each in run.targets:
-        counts[each.result.outcome] += 1
-    parts = [f"{count} {outcome}" for outcome, count in counts.items() if count]
+    parts = [f"{count} {outcome}" for outcome, count in run.targets_by_outcome().items()]
     return f"{', '.join(parts) or 'no pods'} in {format_duration(run.duration_seconds)} (run {run.run_id})"
 
 
@@ -246,11 +244,12 @@ def summary_of(runs: Iterable[RunResult]) -> str:
     return ", ".join(f"{count} {verdict.replace('_', ' ')}" for verdict, count in counts.items())
 
 
-def _state(state: str) -> Text:
+def state_text(state: str) -> Text:
+    """An outcome, a verdict or another state in its colour."""
     try:
         return Text(state, style=_STYLES[Outcome(state)])
     except ValueError:
-        return Text(state, style="yellow" if state in ("cancelled", "not_started", "incomplete", "not_found") else "")
+        return Text(state, style="yellow" if state in _YELLOW else "")
 
 
 def _short(text: str, limit: int = 160) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import yaml
 
 from agent.cluster.vendor import Vendor
-from agent.cluster.words import Words, excerpt
+from agent.cluster.words import Words, excerpt, public
 from agent.contract.errors import ClusterUnavailable, InvalidSettings
 
 #: Where the kubelet puts a pod's credentials (Kubernetes: "Accessing the API from within a Pod").
@@ -31,7 +30,7 @@ class Login:
     @property
     def server(self) -> str:
         """How sentences name the API server; a URL with a password in it stays without."""
-        return f"the API server at {re.sub('//[^/@]*@', '//', self.configuration.host)}"
+        return f"the API server at {public(self.configuration.host)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Any
 from agent import __version__
 from agent.cluster.login import Login
 from agent.cluster.vendor import Vendor
-from agent.cluster.words import Words, excerpt
+from agent.cluster.words import Words, excerpt, public
 from agent.contract.errors import ClusterUnavailable
 
 JSON = "application/json"
@@ -224,6 +224,6 @@ class Session:
                 why = os.strerror(cause.errno) if cause.errno else str(cause)
                 said = f"cannot be reached ({excerpt(why)}); check its address and {self._words.network}"
             case _:
-                said = f"could not be asked ({type(error).__name__}: {excerpt(str(error))}); check its address"
+                said = f"could not be asked ({type(error).__name__}: {excerpt(public(str(error)))}); check its address"
                 kind = Hopeless if isinstance(error, ssl.SSLError | ValueError) else kind
         return kind(f"{self.server} {said}")

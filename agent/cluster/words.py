@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 #: Of what a server says, so much stands in a sentence of ours.
@@ -39,6 +40,11 @@ COORDINATOR = Words(
     again="try again",
     network="the network",
 )
+
+
+def public(text: str) -> str:
+    """`text` without the user and password of any URL in it."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def excerpt(text: str, characters: int = EXCERPT_CHARACTERS) -> str:

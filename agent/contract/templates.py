@@ -39,6 +39,7 @@ __all__ = [
     "PodExecutor",
     "UsagePolicy",
     "load_hooks",
+    "read_hook",
     "rendered_fields",
     "used_placeholders",
 ]
@@ -295,6 +296,18 @@ def load_hooks(text: str | bytes, *, name: str = "hook") -> list[Hook]:
     if problems:
         raise InvalidHook(problems)
     return hooks
+
+
+def read_hook(document: Any) -> Hook:
+    """Read one full HookTemplate that was read already, as an API server gives it (without its `status`).
+
+    Raises:
+        InvalidHook: with every problem, each with its path, the value and the next step.
+    """
+    hook, problems = _read(document, "hook")
+    if hook is None:
+        raise InvalidHook(problems)
+    return hook
 
 
 def _read(document: Any, name: str) -> tuple[Hook | None, list[Problem]]:

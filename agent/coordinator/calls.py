@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from agent.contract.actions import Action
 from agent.contract.errors import InvalidHook, Problem
+from agent.contract.functions import FunctionCall
 from agent.contract.messages import (
     DEFAULT_TIMEOUT_SECONDS,
     MAX_ATTEMPTS,
@@ -45,6 +46,7 @@ class HookCall:
     that is given wins over a variable, a variable over a parameter's default. `data` is what `{{ }}` may read beside
     `Params`: `Name`, `Namespace`, `Invoker`, `Target` and `Status` with `Phase`, `Duration`, `Error`.
     `namespace_labels`, by namespace, decide about templates that may be used from selected namespaces only.
+    `function` is what the call adds to the Job of a Function.
 
     `only` are the pods that are meant, from somebody who has asked the cluster: instead of those of a selector, an
     owner and `namespaces`. `literal`: the action is run as it stands; in it `{{ }}` and `${NAME}` mean nothing to us.
@@ -68,6 +70,7 @@ class HookCall:
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     data: Mapping[str, object] = field(default_factory=dict)
     namespace_labels: Mapping[str, Mapping[str, str]] | None = None
+    function: FunctionCall | None = None
     only: tuple[PodSeen, ...] | None = None
     literal: bool = False
 

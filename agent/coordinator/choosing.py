@@ -35,6 +35,11 @@ class Chooser:
         self._list_pods = list_pods
         self._source = source
 
+    @property
+    def asks_cluster(self) -> bool:
+        """Whether the cluster is asked at all."""
+        return self._list_pods is not None and self._source is not Source.PRESENCE
+
     async def select(self, call: HookCall, executor: PodExecutor, stopped: Callable[[], bool]) -> Selection:
         """The pods of a call; `stopped` says that nobody wants to know any more.
 

@@ -62,6 +62,7 @@ class _Run:
     tell: OnEvent
     begun: float = field(default_factory=lambda: asyncio.get_running_loop().time())
     notes: list[str] = field(default_factory=list)
+    missing: tuple[Target, ...] = ()
 
     def result(
         self,
@@ -72,9 +73,18 @@ class _Run:
         verified: bool,
     ) -> RunResult:
         seconds = asyncio.get_running_loop().time() - self.begun
-        notes = tuple(self.notes)
-        name = self.call.hook.name
-        return RunResult(self.run_id, name, verdict, self.started_at, seconds, tuple(targets), error, notes, verified)
+        return RunResult(
+            self.run_id,
+            self.call.hook.name,
+            verdict,
+            self.started_at,
+            seconds,
+            tuple(targets),
+            error,
+            tuple(self.notes),
+            verified,
+            self.missing,
+        )
 
 
 def utc_now() -> datetime:
@@ -184,7 +194,22 @@ class Coordinator:
             await asyncio.gather(self._reading, return_exceptions=True)
             await self._link.__aexit__()
 
+    async def wait_connected(self, within_seconds: float) -> None:
+        """Wait until the broker is there, again; a coordinator without one has nothing to wait for.
+
+        Raises:
+            LinkDown: it is not, within that time.
+            BrokerRefused: it answered and said no.
+        """
+        if self._reachable:
+            await self._link.wait_up(within_seconds)
+
     # -- who is there
+
+    @property
+    def knows_pods(self) -> bool:
+        """Whether the cluster says which pods there are; otherwise agents do, and one that is away may be gone."""
+        return self._chooser.asks_cluster
 
     @property
     def verifies(self) -> bool:
@@ -251,6 +276,19 @@ class Coordinator:
         cancels = self._cancels
         return await self._chooser.select(call, call.pods(), lambda: self._cancels != cancels)
 
+    def check(self, call: HookCall) -> None:
+        """What `run` would refuse before anything is triggered, as far as nobody has to be asked.
+
+        Raises:
+            InvalidHook: the hook cannot be run as it is called.
+            BadInput: it runs in pods, and there is no broker to reach agents by.
+        """
+        call.check()
+        if call.executor().type == "Pod":
+            self._need_broker()
+        else:
+            self._check_alone(call.executor())
+
     async def _run_in_pods(self, run: _Run, executor: PodExecutor) -> RunResult:
         call, cancels = run.call, self._cancels
         self._need_broker()
@@ -263,6 +301,7 @@ class Coordinator:
         if error is not None:
             return run.result(Verdict.NOT_STARTED, error=error, verified=verifies)
         run.notes += selection.notes
+        run.missing = selection.missing
         if selection.missing:
             names = ", ".join(map(str, selection.missing))
             why = "is offline or does not verify" if selection.doubted else "is offline"
@@ -301,10 +340,13 @@ class Coordinator:
         verdict = verdict_of("ExecuteOnAll", outcomes, 1, cancelled=solo.cancelled)
         return run.result(verdict, results, verified=True)
 
-    def _alone(self, run: _Run, executor: Executor) -> tuple[Target, Attempt]:
+    def _check_alone(self, executor: Executor) -> None:
         if executor.type != "Operator":
             text = f"{executor.type!r} is understood but cannot be run yet; use type: Pod or Operator"
             raise InvalidHook([Problem("executor.type", text)])
+
+    def _alone(self, run: _Run, executor: Executor) -> tuple[Target, Attempt]:
+        self._check_alone(executor)
         action = run.call.action()
 
         async def attempt(number: int, stop: Stop, _: Callable[[str], None]) -> Result:

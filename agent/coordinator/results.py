@@ -65,7 +65,7 @@ class RunResult:
     """One hook's run. `error` says why it was not started; `targets` stand in the order of their names.
 
     `verified`: every outcome that counts was signed with an agent key of its namespace. Otherwise whoever can publish
-    to the broker may have said it.
+    to the broker may have said it. `missing` are selected pods without a live agent, without which it went on.
     """
 
     run_id: str
@@ -77,6 +77,7 @@ class RunResult:
     error: ErrorDetail | None = None
     notes: tuple[str, ...] = ()
     verified: bool = False
+    missing: tuple[Target, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON object of a run."""
@@ -91,6 +92,13 @@ class RunResult:
             "error": error_json(self.error),
             "notes": list(self.notes),
         }
+
+    def targets_by_outcome(self) -> dict[Outcome, int]:
+        """How many targets ended how; without those that nobody ended in."""
+        counts = dict.fromkeys(Outcome, 0)
+        for each in self.targets:
+            counts[each.result.outcome] += 1
+        return {outcome: count for outcome, count in counts.items() if count}
 
     def _is_verified(self, target: TargetResult) -> bool | None:
         """None: the coordinator itself concluded it, and no agent said anything."""

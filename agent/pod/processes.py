@@ -335,7 +335,11 @@ def reap_strays(owned: Collection[int]) -> int:
 
 
 def _kill(pid: int, started: int) -> None:
-    """SIGKILL through a pidfd, looked at again once it is held: a pid that was given away is never hit."""
+    send_signal(pid, started, signal.SIGKILL)
+
+
+def send_signal(pid: int, started: int, number: signal.Signals) -> None:
+    """Signal through a pidfd, looked at again once it is held: a pid that was given away is never hit."""
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
@@ -344,7 +348,7 @@ def _kill(pid: int, started: int) -> None:
         stat = _stat(pid)
         if stat is not None and stat.started == started:
             with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(pidfd, number)
     finally:
         os.close(pidfd)
 

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 import psutil
 import pytest
 
-from agent.cli.run import Executed, exit_code
+from agent.cli.running import Executed, exit_code
 from agent.contract.states import Outcome
 from agent.coordinator import RunResult, Verdict
 from tests.brokers import Mosquitto, free_port, mosquitto_binary, poll

@@ -732,10 +732,9 @@ async def test_a_run_id_of_ones_own_is_used_and_cannot_be_used_twice(fleet):
 
 async def test_an_invalid_hook_is_refused_before_anybody_is_asked(fleet):
     async with fleet.coordinator() as coordinator:
+        text = "action: {tcpSocket: {host: a, port: web}, containerName: c}\nexecutor: {type: Operator}"
+        hook = load_hooks(text)[0]
         with pytest.raises(InvalidHook, match="only a pod's container has"):
-            hook = load_hooks(
-                "action: {tcpSocket: {host: a, port: web}, containerName: c}\nexecutor: {type: Operator}"
-            )[0]
             await coordinator.run(HookCall(hook))
 
 

@@ -1,0 +1,84 @@
+"""The cluster that a command asks: whether there is one, and what it answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent.cli.exits import tell
+
+if TYPE_CHECKING:
+    from agent.cli.options import SourceName
+    from agent.cluster import Cluster
+    from agent.coordinator.choosing import ListPods
+    from agent.coordinator.plan import ReadLabels, ReadTemplate, ReadVariables, Sources
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What can be asked; None where no cluster is. `source` is for the coordinator."""
+
+    source: str = "presence"
+    cluster: Cluster | None = None
+    list_pods: ListPods | None = None
+    read_template: ReadTemplate | None = None
+    read_variables: ReadVariables | None = None
+    read_labels: ReadLabels | None = None
+
+    def sources(self, directory: Path) -> Sources:
+        """Where a plan in this directory finds what it names."""
+        from agent.coordinator.plan import Sources
+
+        return Sources(directory, self.read_template, self.read_variables, self.read_labels)
+
+
+@asynccontextmanager
+async def cluster_from(kubeconfig: Path | None, context: str | None, source: SourceName) -> AsyncIterator[Asked]:
+    """The cluster that these options name, logged in; nothing is imported where none is.
+
+    Inside a cluster one is asked without being named; if that is not possible (no token is mounted, the image has no
+    kubernetes-asyncio), agents say which pods there are, and that is told.
+
+    Raises:
+        InvalidSettings: no such kubeconfig or context, or kubernetes-asyncio is not installed.
+        ClusterUnavailable: no cluster, or credentials that cannot be used.
+    """
+    named = kubeconfig is not None or context is not None or source == "kubernetes"
+    inside = bool(os.environ.get("KUBERNETES_SERVICE_HOST")) and source == "auto"
+    if not named and not inside:
+        yield Asked()
+        return
+    from agent.cluster import Cluster
+    from agent.contract.errors import ClusterError, InvalidSettings
+
+    cluster = Cluster(kubeconfig=kubeconfig, context=context)
+    try:
+        await cluster.__aenter__()
+    except (ClusterError, InvalidSettings) as error:
+        if named:
+            raise
+        tell(f"the cluster is not asked, and pods that have no agent are not missed: {error}")
+        yield Asked()
+        return
+    try:
+        yield _asked(cluster, source)
+    finally:
+        await cluster.__aexit__(None, None, None)
+
+
+def _asked(cluster: Cluster, source: SourceName) -> Asked:
+    from agent.coordinator import kubernetes
+
+    return Asked(
+        source=str(source),
+        cluster=cluster,
+        list_pods=partial(kubernetes.list_pods, cluster),
+        read_template=partial(kubernetes.read_template, cluster),
+        read_variables=partial(kubernetes.read_variables, cluster),
+        read_labels=partial(kubernetes.namespace_labels, cluster),
+    )

@@ -1,0 +1,178 @@
+"""What people and programs see of `podhook around`: events and a summary on standard error, and a report as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from agent.cli.exits import tell
+from agent.cli.view import WIDTH_WITHOUT_TERMINAL, RunView, print_result, state_text
+from agent.contract.durations import format_duration
+from agent.contract.errors import BadInput
+from agent.coordinator.around import HookEnd, Pre, State
+from agent.coordinator.operation import Record
+from agent.coordinator.plan import PlannedHook
+from agent.coordinator.report import report_of, report_of_nothing
+from agent.coordinator.results import OnEvent, ignore
+
+
+class Reporter:
+    """Writes the report, if one is wanted. Each time all of it, in one step: who reads sees the old one or the new."""
+
+    def __init__(self, file: Path | None, plan: str, operation: str) -> None:
+        self._file = file
+        self._operation = operation
+        self.plan = plan
+        self.namespace = ""
+
+    def check(self) -> None:
+        """Whether it can be written, before anything is run. Raises BadInput."""
+        if self._file is None:
+            return
+        try:
+            if self._replaced:
+                with tempfile.NamedTemporaryFile(dir=self._file.parent, prefix=f".{self._file.name}."):
+                    return
+            self._file.open("ab").close()
+        except OSError as error:
+            raise BadInput(f"--report: cannot write {self._file}: {error.strerror}") from error
+
+    def write(self, record: Record) -> None:
+        """The report as far as it has come; a disk that is full decides nothing."""
+        if self._replaced or record.stage == "ended":
+            self._write(report_of(record, plan=self.plan, namespace=self.namespace))
+
+    def nothing_ran(self, exit_code: int, code: str, message: str) -> int:
+        """Say why nothing was begun, there and to people; returns the exit code."""
+        tell(message)
+        self._write(
+            report_of_nothing(
+                plan=self.plan, operation=self._operation, code=code, message=message, exit_code=exit_code
+            )
+        )
+        return exit_code
+
+    @property
+    def _replaced(self) -> bool:
+        """A pipe or a device cannot be replaced; it gets the last report only."""
+        return self._file is not None and (self._file.is_file() or not self._file.exists())
+
+    def _write(self, report: dict[str, Any]) -> None:
+        if self._file is None:
+            return
+        data = (json.dumps(report, indent=2) + "\n").encode()
+        try:
+            if self._replaced:
+                _replace(self._file.resolve(), data)
+            else:
+                self._file.write_bytes(data)
+        except OSError as error:
+            tell(f"the report cannot be written to {self._file}: {error.strerror}")
+
+
+def _replace(file: Path, data: bytes) -> None:
+    """Put `data` in the place of what is there, on disk before it counts; readable as any new file is."""
+    mask = os.umask(0)
+    os.umask(mask)
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as opened:
+            opened.write(data)
+            opened.flush()
+            os.fchmod(opened.fileno(), 0o666 & ~mask)
+            os.fsync(opened.fileno())
+        Path(name).replace(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        raise
+
+
+class AroundView:
+    """Shows an operation; nothing that goes wrong with showing it is let through."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+
+    @contextlib.contextmanager
+    def hook(self, hook: PlannedHook) -> Iterator[OnEvent]:
+        """A hook begins: its events, live on a terminal."""
+        view = RunView(hook.title)
+        shown = False
+        with contextlib.suppress(Exception):  # a terminal that is gone
+            view.__enter__()
+            shown = True
+        try:
+            yield view if shown else ignore
+        finally:
+            with contextlib.suppress(Exception):
+                view.__exit__()
+
+    def say(self, text: str) -> None:
+        """A sentence for people."""
+        tell(text)
+
+    def changed(self, record: Record) -> None:
+        """The record says more than before."""
+        self._reporter.write(record)
+
+
+def summary(record: Record) -> None:
+    """What happened, on standard error: each hook that did not succeed by its pods, then all of it, a line each."""
+    with contextlib.suppress(OSError):
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            console = Console(stderr=True, width=WIDTH_WITHOUT_TERMINAL)
+        for end in (*record.pres, *record.posts):
+            if end.run is not None and end.state is not State.SUCCEEDED:
+                print_result(end.run, console)
+        console.print(_table(record))
+    if record.unreached:
+        pods = ", ".join(record.unreached)
+        tell(
+            f"no post hook succeeded in {pods}: what a pre hook froze there may still be frozen; "
+            f"`podhook run PLAN --phase {record.kind.phases[1]} --status-phase Failed` runs the post hooks again"
+        )
+    tell(_sentence(record))
+
+
+def _table(record: Record) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("STEP", "", "STATE", "TIME", "DETAIL"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("STEP", "STATE"))
+    for end in record.pres:
+        table.add_row(*_row(end))
+    command = record.command
+    state = "not_run" if command is None else "succeeded" if command.code == 0 else "failed"
+    seconds = format_duration(command.seconds) if command is not None and not command.error else "-"
+    detail = "" if command is None else command.error or f"exit code {command.code}"
+    table.add_row("command", Text(record.program), state_text(state), seconds, Text(detail))
+    for end in record.posts:
+        table.add_row(*_row(end))
+    return table
+
+
+def _row(end: HookEnd) -> tuple[str, Text, Text, str, Text]:
+    seconds = format_duration(end.run.duration_seconds) if end.run is not None else "-"
+    return str(end.hook.phase), Text(end.hook.title), state_text(str(end.state)), seconds, Text(end.why)
+
+
+def _sentence(record: Record) -> str:
+    code = record.exit_code
+    failed = [end for end in record.posts if end.state not in (State.SUCCEEDED, State.SKIPPED)]
+    posts = f"{len(failed)} of {len(record.posts)} post hooks did not succeed" if failed else "post hooks are done"
+    if record.command is not None:
+        own = record.command.error or f"the command ended with exit code {record.command.code}"
+        return f"{own}; {posts} (exit code {code})"
+    why = "stopped" if record.pre is Pre.STOPPED else "failed"
+    return f"{why} before the command, which did not run; {posts} (exit code {code})"

@@ -1,0 +1,18 @@
+"""What hooks want to know of a cluster: which pods, which templates, whose labels, which values.
+
+Questions to an `agent.cluster.Cluster`; the answers are values of ours. Which rights they need: docs/kubernetes.md.
+"""
+
+from agent.coordinator.kubernetes.namespaces import namespace_labels
+from agent.coordinator.kubernetes.pods import PodSeen, list_pods
+from agent.coordinator.kubernetes.templates import read_function_document, read_template
+from agent.coordinator.kubernetes.variables import read_variables
+
+__all__ = [
+    "PodSeen",
+    "list_pods",
+    "namespace_labels",
+    "read_function_document",
+    "read_template",
+    "read_variables",
+]
