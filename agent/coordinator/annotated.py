@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
 
 import uuid_utils
 
@@ -24,14 +23,12 @@ from agent.coordinator.results import OnEvent, RunResult, ignore
 from agent.coordinator.targets import PodSeen, Selection, Target, why_not
 from agent.coordinator.verdict import Verdict
 
-__all__ = ["AnnotatedPod", "AnnotatedRuns", "Group", "Terms", "annotated_pod", "groups_of", "run_annotated"]
+__all__ = ["AnnotatedPod", "AnnotatedRuns", "Group", "Terms", "check", "groups_of", "run_annotated"]
 
 #: So many pods are named in a sentence.
 _MAX_NAMED = 20
 
 _CANCELLED = ErrorDetail(code="cancelled", message="cancelled before anything was triggered; nothing ran")
-
-Json: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,25 +73,6 @@ class AnnotatedRuns:
     tolerated: frozenset[str] = frozenset()
 
 
-def annotated_pod(pod: Json) -> AnnotatedPod:
-    """A pod, as the API server lists it, as it is needed here."""
-    metadata, spec, status = pod["metadata"], pod.get("spec") or {}, pod.get("status") or {}
-    conditions = {each.get("type"): each.get("status") for each in status.get("conditions") or ()}
-    seen = PodSeen(
-        namespace=metadata["namespace"],
-        name=metadata["name"],
-        uid=metadata["uid"],
-        labels=metadata.get("labels") or {},
-        phase=status.get("phase", "Unknown"),
-        ready=conditions.get("Ready") == "True",
-        deleting=metadata.get("deletionTimestamp") is not None,
-        ip=status.get("podIP", ""),
-    )
-    sidecars = [each for each in spec.get("initContainers") or () if each.get("restartPolicy") == "Always"]
-    names = tuple(each["name"] for each in [*(spec.get("containers") or ()), *sidecars])
-    return AnnotatedPod(seen, metadata.get("annotations") or {}, names)
-
-
 def groups_of(pods: Iterable[AnnotatedPod], when: When) -> tuple[list[Group], tuple[str, ...]]:
     """Which pods run what, and sentences about those that run nothing.
 
@@ -129,6 +107,25 @@ def groups_of(pods: Iterable[AnnotatedPod], when: When) -> tuple[list[Group], tu
     return [Group(command, tuple(members)) for command, members in groups.items()], tuple(notes)
 
 
+def check(pods: Iterable[AnnotatedPod], when: When, terms: Terms) -> tuple[list[Group], tuple[str, ...]]:
+    """`groups_of`, and all that a run of them would refuse without asking anybody.
+
+    Raises:
+        InvalidHook: with every problem; its path is the pod and the annotation.
+    """
+    groups, notes = groups_of(pods, when)
+    problems = []
+    for group, call in zip(groups, _calls(groups, when, terms), strict=True):
+        try:
+            call.check()
+        except InvalidHook as error:
+            place = f"{group.pods[0].target}: {command_annotation(when)}"
+            problems += [Problem(place, str(problem)) for problem in error.problems]
+    if problems:
+        raise InvalidHook(problems)
+    return groups, notes
+
+
 async def run_annotated(
     coordinator: Coordinator,
     pods: Iterable[AnnotatedPod],
@@ -153,8 +150,7 @@ async def run_annotated(
         BadInput: the coordinator has no broker; nothing was triggered.
     """
     terms, cancels = terms or Terms(), coordinator.cancels
-    groups, notes = groups_of(pods, when)
-    _check(groups, when, terms)
+    groups, notes = check(pods, when, terms)
     count = sum(len(group.pods) for group in groups)
     if (error := _why_not(count, when, terms, notes)) is not None:
         return _nothing(when, Verdict.NOT_STARTED, notes, error)
@@ -216,19 +212,6 @@ def _why_not(count: int, when: When, terms: Terms, notes: Sequence[str]) -> Erro
         text = f"no running pod that was selected has the annotation {command_annotation(when)}; nothing was triggered"
         return ErrorDetail(code="no_targets", message=f"{text}{noted}. Accept it with --allow-empty")
     return None
-
-
-def _check(groups: Sequence[Group], when: When, terms: Terms) -> None:
-    """Everything that a run would refuse, before the first of them begins."""
-    problems = []
-    for group, call in zip(groups, _calls(groups, when, terms), strict=True):
-        try:
-            call.check()
-        except InvalidHook as error:
-            place = f"{group.pods[0].target}: {command_annotation(when)}"
-            problems += [Problem(place, str(problem)) for problem in error.problems]
-    if problems:
-        raise InvalidHook(problems)
 
 
 def _calls(groups: Sequence[Group], when: When, terms: Terms) -> list[HookCall]:

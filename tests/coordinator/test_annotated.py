@@ -10,7 +10,8 @@ import pytest
 from agent.contract.errors import InvalidHook
 from agent.contract.velero import PodCommand
 from agent.coordinator import Verdict
-from agent.coordinator.annotated import AnnotatedPod, Terms, annotated_pod, groups_of, run_annotated
+from agent.coordinator.annotated import AnnotatedPod, Terms, groups_of, run_annotated
+from agent.coordinator.kubernetes.annotations import annotated_pod
 from agent.coordinator.targets import PodSeen
 from tests.coordinator.conftest import Heard, until
 
@@ -82,7 +83,7 @@ def test_a_pod_as_the_api_server_lists_it():
     listed["metadata"]["deletionTimestamp"] = "2026-03-01T02:30:00Z"
     listed["status"] = {}
     read = annotated_pod(listed).seen
-    assert (read.deleting, read.phase, read.ready) == (True, "Unknown", False)
+    assert (read.deleting, read.phase, read.ready) == (True, "", False)
 
 
 # -- through real agents

@@ -3,6 +3,7 @@
 Questions to an `agent.cluster.Cluster`; the answers are values of ours. Which rights they need: docs/kubernetes.md.
 """
 
+from agent.coordinator.kubernetes.annotations import list_annotated_pods
 from agent.coordinator.kubernetes.namespaces import namespace_labels
 from agent.coordinator.kubernetes.pods import PodSeen, list_pods
 from agent.coordinator.kubernetes.templates import read_function_document, read_template
@@ -10,6 +11,7 @@ from agent.coordinator.kubernetes.variables import read_variables
 
 __all__ = [
     "PodSeen",
+    "list_annotated_pods",
     "list_pods",
     "namespace_labels",
     "read_function_document",
