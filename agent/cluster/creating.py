@@ -8,6 +8,8 @@ from agent.cluster.refusals import Question
 from agent.contract.errors import ClusterConflict, ClusterRefused, ClusterUnavailable
 
 _NOT_FOUND, _CONFLICT = 404, 409
+#: A field that the server does not know is an error, not something that it drops (Kubernetes 1.25: field validation).
+_STRICT = (("fieldValidation", "Strict"),)
 
 
 async def create(asker: Asker, creation: Question, lookup: Question, body: Json) -> Json:
@@ -22,7 +24,7 @@ async def create(asker: Asker, creation: Question, lookup: Question, body: Json)
         if number > 1 and (found := await _found(asker, lookup, body)) is not None:
             return found
         try:
-            answer = await asker.ask_once(creation, "POST", body=body, limit_bytes=MAX_OBJECT_BYTES)
+            answer = await asker.ask_once(creation, "POST", query=_STRICT, body=body, limit_bytes=MAX_OBJECT_BYTES)
         except ClusterConflict:
             # The try before may have been slow, and not lost.
             if number > 1 and (found := await _found(asker, lookup, body)) is not None:

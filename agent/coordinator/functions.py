@@ -9,22 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Literal, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import structlog
 
 from agent.cluster.resources import JOBS, PODS, Resource
 from agent.contract.durations import format_duration
-from agent.contract.errors import ClusterConflict, ClusterError, ClusterNotFound, ClusterUnavailable, ErrorCode
+from agent.contract.errors import ClusterError, ClusterNotFound, ClusterUnavailable, ErrorCode
 from agent.contract.messages import DEFAULT_OUTPUT_LIMIT_BYTES, CapturedStream, Result
 from agent.contract.outcomes import failure, redacted
 from agent.contract.redaction import Redactor
 from agent.contract.states import Outcome
 from agent.coordinator.job_log import log_output, secrets_in
+from agent.coordinator.job_making import JobMaker
 from agent.coordinator.job_sight import JobEvent, JobSight
 from agent.coordinator.job_states import JobEnd, began, began_at, gone, result_of
-from agent.coordinator.jobs import CONTAINER, TTL_SECONDS, Json, is_of_run, selector_of
+from agent.coordinator.job_vigil import PAUSE_SECONDS, JobCluster, Sleep, Vigil
+from agent.coordinator.jobs import CONTAINER, Json, selector_of
 
 __all__ = ["JobCluster", "JobEvent", "run_function"]
 
@@ -36,48 +38,10 @@ START_WINDOW_SECONDS = 30.0
 GRACE_SECONDS = 60.0
 #: A watch may miss what happened before it began, or be refused: the Job is looked after so often besides.
 LOOK_SECONDS = 10.0
-#: Until an API server that was away is asked again.
-PAUSE_SECONDS = 2.0
 #: How long the end of a cancelled Job is waited for, its pod's 30 s included.
 CANCEL_SECONDS = 60.0
 #: Who cancels the task waits so long at most for the Job to be deleted.
 LAST_WORD_SECONDS = 10.0
-
-Sleep = Callable[[float], Awaitable[Any]]
-
-
-class JobCluster(Protocol):
-    """What is asked of a cluster; `agent.cluster.Cluster` has it all."""
-
-    async def get(self, resource: Resource, name: str, namespace: str = "") -> Json:
-        """One object."""
-
-    async def list(self, resource: Resource, namespace: str | None, *, selector: str = "") -> list[Json]:
-        """Every object that the selector matches."""
-
-    async def create(self, resource: Resource, body: Json, namespace: str = "") -> Json:
-        """Create it once, also when an answer gets lost."""
-
-    async def delete(
-        self,
-        resource: Resource,
-        name: str,
-        namespace: str = "",
-        *,
-        uid: str | None = None,
-        propagation: Literal["Background", "Foreground", "Orphan"] = "Background",
-    ) -> None:
-        """Delete it; one that is not there is fine."""
-
-    def watch(
-        self, resource: Resource, namespace: str | None, *, name: str = "", selector: str = ""
-    ) -> AsyncIterator[tuple[str, Json]]:
-        """What happens to the objects, without end."""
-
-    async def log_end(
-        self, pod: str, namespace: str, *, container: str = "", limit_bytes: int
-    ) -> tuple[bytes, int | None]:
-        """The end of a container's log, and the size of the whole if that is known."""
 
 
 async def run_function(
@@ -101,11 +65,10 @@ async def run_function(
     outcome and raises nothing. `now` and `sleep` (seconds) are for tests.
     """
     secrets = (redactor or Redactor()).with_(secrets_in(job))
-    run = _FunctionRun(
-        cluster, job, timeout_seconds, on_event, stop or asyncio.Event(), secrets, limit_bytes, now, sleep
-    )
+    vigil = Vigil(on_event, stop or asyncio.Event(), now, sleep)
+    run = _FunctionRun(cluster, job, timeout_seconds, vigil, secrets, limit_bytes)
     result = redacted(await run.result(start_window_seconds), secrets)
-    log.info("function.ended", job=run.name, namespace=run.namespace, outcome=str(result.outcome))
+    log.info("function.ended", job=job["metadata"]["name"], outcome=str(result.outcome))
     return result
 
 
@@ -117,107 +80,42 @@ class _FunctionRun:
         cluster: JobCluster,
         job: Json,
         timeout_seconds: float,
-        on_event: Callable[[JobEvent], None],
-        stop: asyncio.Event,
+        vigil: Vigil,
         redactor: Redactor,
         limit_bytes: int,
-        now: Callable[[], float],
-        sleep: Sleep,
     ) -> None:
-        self.name: str = job["metadata"]["name"]
-        self.namespace: str = job["metadata"]["namespace"]
-        self._what = f"Job {self.namespace}/{self.name}"
         self._cluster = cluster
-        self._job = job
+        self._selector = selector_of(job)
         self._timeout_seconds = timeout_seconds
-        self._on_event = on_event
-        self._stop = stop
+        self._vigil = vigil
         self._redactor = redactor
         self._limit_bytes = limit_bytes
-        self._now = now
-        self._sleep = sleep
-        #: Whether a question that may have made the Job has left.
-        self._asked = False
-        self._sight: JobSight | None = None
-        self._news = asyncio.Event()
-        self._unseen = ""
+        self._maker = JobMaker(cluster, job, vigil)
+        self._name, self._namespace, self._what = self._maker.name, self._maker.namespace, str(self._maker)
 
     async def result(self, start_window_seconds: float) -> Result:
         """Make it, follow it, say how it ended."""
-        began_seconds = self._now()
+        began_seconds = self._vigil.now()
         try:
-            made = await self._make(began_seconds + start_window_seconds, start_window_seconds)
-            result = made if isinstance(made, Result) else await self._follow(made)
+            made = await self._maker.make(start_window_seconds)
+            result = made if isinstance(made, Result) else await self._follow(JobSight(made, self._vigil.tell))
         except asyncio.CancelledError:
-            await self._last_word()
+            # Whoever waited for us does not any more: what we have made goes, but nobody waits long for that.
+            with contextlib.suppress(ClusterError, TimeoutError):
+                async with asyncio.timeout(LAST_WORD_SECONDS):
+                    await self._maker.delete_whatever_was_made()
             raise
-        return result.model_copy(update={"duration_seconds": max(0.0, self._now() - began_seconds)})
-
-    # -- making it
-
-    async def _make(self, until: float, window_seconds: float) -> Json | Result:
-        """The Job as the cluster has it, or why there is none."""
-        doubt = False  # whether it may have been made, and nobody told us
-        while True:
-            try:
-                if self._stop.is_set() and not self._asked:
-                    sentence = f"{self._what} was cancelled before it was made"
-                    return failure(Outcome.CANCELLED, ErrorCode.TOMBSTONED, sentence)
-                found = await self._find()
-                if found is not None:
-                    if not is_of_run(found, self._job):
-                        sentence = f"{self._what} was not made: another one of its name is there, with other content"
-                        return failure(Outcome.REJECTED, ErrorCode.ID_REUSED, f"{sentence}; look at it, and delete it")
-                    self._tell(JobEvent("adopted", self.name))
-                    return found
-                doubt = False
-                if self._stop.is_set():
-                    return self._not_made("it was cancelled meanwhile")
-                self._asked = True
-                made = await self._cluster.create(JOBS, self._job, self.namespace)
-                self._tell(JobEvent("created", self.name))
-                log.info("function.made", job=self.name, namespace=self.namespace)
-                return made
-            except (ClusterUnavailable, ClusterConflict) as error:  # whose a name is that is taken, `_find` tells
-                doubt = doubt or self._asked
-                pause = max(PAUSE_SECONDS, getattr(error, "retry_after_seconds", 0))
-                if self._now() + pause > until:
-                    return self._not_made(f"not within {format_duration(window_seconds)}: {error}")
-                self._tell_unseen(error)
-                await self._until(self._stop.is_set, pause)
-            except ClusterError as error:
-                if doubt:
-                    return self._not_made(str(error))
-                return failure(Outcome.REJECTED, ErrorCode.JOB_REFUSED, f"{self._what} was not made: {error}")
-
-    async def _find(self) -> Json | None:
-        """The Job of this name. Whether its pods may be looked at is asked first: without that nothing is begun."""
-        if not self._asked:
-            await self._cluster.list(PODS, self.namespace, selector=selector_of(self._job))
-        try:
-            return await self._cluster.get(JOBS, self.name, self.namespace)
-        except ClusterNotFound:
-            return None
-
-    def _not_made(self, why: str) -> Result:
-        if not self._asked:
-            return failure(Outcome.UNREACHABLE, ErrorCode.NEVER_PUBLISHED, f"{self._what} was not made: {why}")
-        return failure(
-            Outcome.LOST,
-            ErrorCode.SILENT,
-            f"whether {self._what} was made is not known: {why}; if it was, it ends by itself {self._by_itself()}",
-        )
+        return result.model_copy(update={"duration_seconds": max(0.0, self._vigil.now() - began_seconds)})
 
     # -- following it
 
-    async def _follow(self, job: Json) -> Result:
-        self._sight = sight = JobSight(job, self._tell)
+    async def _follow(self, sight: JobSight) -> Result:
         async with asyncio.TaskGroup() as group:
             watching = [
                 group.create_task(work, name=f"{what} of {self._what}")
                 for what, work in (
-                    ("watch", self._watch(JOBS, sight.saw_job, name=self.name)),
-                    ("pods", self._watch(PODS, sight.saw_pod, selector=selector_of(self._job))),
+                    ("watch", self._watch(JOBS, sight.saw_job, name=self._name)),
+                    ("pods", self._watch(PODS, sight.saw_pod, selector=self._selector)),
                     ("looks", self._look_now_and_then(sight)),
                 )
             ]
@@ -228,13 +126,15 @@ class _FunctionRun:
                     task.cancel()
 
     async def _to_its_end(self, sight: JobSight) -> Result:
-        if not await self._until(lambda: sight.over or self._stop.is_set(), self._timeout_seconds + GRACE_SECONDS):
+        if not await self._vigil.until(
+            lambda: sight.over or self._vigil.stopped, self._timeout_seconds + GRACE_SECONDS
+        ):
             await self._look(sight)  # the last chance
         if sight.end is not None:
             return await self._ended(sight)
         if sight.gone:
             return gone(self._what)
-        if self._stop.is_set():
+        if self._vigil.stopped:
             return await self._cancel(sight)
         return await self._give_up(sight)
 
@@ -242,34 +142,34 @@ class _FunctionRun:
         """Take in what is told of a resource, without end; where that is refused, looks have to do."""
         while True:
             try:
-                async for kind, item in self._cluster.watch(resource, self.namespace, **which):
+                async for kind, item in self._cluster.watch(resource, self._namespace, **which):
                     saw(kind, item)
-                    self._seen_again()
+                    self._vigil.seen()
             except ClusterUnavailable as error:
-                self._tell_unseen(error)
+                self._vigil.tell_unseen(error)
             except ClusterError as error:
-                self._tell_unseen(error)
+                self._vigil.tell_unseen(error)
                 return
-            await self._sleep(PAUSE_SECONDS)
+            await self._vigil.sleep(PAUSE_SECONDS)
 
     async def _look_now_and_then(self, sight: JobSight) -> None:
         while True:
-            await self._sleep(LOOK_SECONDS)
+            await self._vigil.sleep(LOOK_SECONDS)
             await self._look(sight)
 
     async def _look(self, sight: JobSight) -> None:
         try:
             try:
-                sight.saw_job("MODIFIED", await self._cluster.get(JOBS, self.name, self.namespace))
+                sight.saw_job("MODIFIED", await self._cluster.get(JOBS, self._name, self._namespace))
             except ClusterNotFound:
                 sight.saw_no_job()
             await self._look_at_pods(sight)
-            self._seen_again()
+            self._vigil.seen()
         except ClusterError as error:
-            self._tell_unseen(error)
+            self._vigil.tell_unseen(error)
 
     async def _look_at_pods(self, sight: JobSight) -> None:
-        sight.saw_pods(await self._cluster.list(PODS, self.namespace, selector=selector_of(self._job)))
+        sight.saw_pods(await self._cluster.list(PODS, self._namespace, selector=self._selector))
 
     # -- its end
 
@@ -277,13 +177,13 @@ class _FunctionRun:
         """What came of a Job that has ended, or will as soon as its pod has."""
         output, found = await self._last_look(sight)
         if not sight.settled:  # nothing of it may run while the next attempt does
-            await self._until(lambda: sight.settled or self._stop.is_set(), GRACE_SECONDS)
+            await self._vigil.until(lambda: sight.settled or self._vigil.stopped, GRACE_SECONDS)
             later, found_later = await self._last_look(sight)
             output, found = (output, found) if later is None else (later, found_later)
         result = result_of(sight.job, sight.pod, self._what, self._timeout_seconds, pod_gone=sight.pod_gone)
         told = [*notes, *found]
         if not sight.settled:
-            told.append(f"its pod has not ended yet, {format_duration(GRACE_SECONDS)} after that was asked of it")
+            told.append("its pod has not ended yet: kubectl says what it waits for")
         return result.model_copy(update=self._details(sight, output, told))
 
     async def _last_look(self, sight: JobSight) -> tuple[CapturedStream | None, list[str]]:
@@ -298,7 +198,7 @@ class _FunctionRun:
         name, limit_bytes = sight.pod["metadata"]["name"], self._limit_bytes
         try:
             data, total = await self._cluster.log_end(
-                name, self.namespace, container=CONTAINER, limit_bytes=limit_bytes
+                name, self._namespace, container=CONTAINER, limit_bytes=limit_bytes
             )
         except ClusterNotFound:
             return None, [*notes, "its log is gone with its pod"]
@@ -316,29 +216,31 @@ class _FunctionRun:
 
     async def _give_up(self, sight: JobSight) -> Result:
         """Its deadline is long over, and nobody says that it ended."""
-        if self._unseen:
-            why = f"the API server could not be asked: {self._unseen}"
+        if self._vigil.unseen:
+            why = f"the API server could not be asked: {self._vigil.unseen}"
         else:
             why = "its controller does not end it; is the kube-controller-manager running?"
         late = format_duration(GRACE_SECONDS)
         sentence = f"nothing is known of the end of {self._what} {late} after its timeout: {why}"
         with contextlib.suppress(ClusterError):
-            await self._cluster.delete(JOBS, self.name, self.namespace, uid=sight.uid)
+            await self._cluster.delete(JOBS, self._name, self._namespace, uid=sight.uid)
         return failure(Outcome.LOST, ErrorCode.SILENT, sentence)
 
     # -- stopping it
 
     async def _cancel(self, sight: JobSight) -> Result:
         """Delete it, its pod first, and wait until they are gone."""
-        self._tell(JobEvent("cancelling", self.name))
-        until = self._now() + CANCEL_SECONDS
+        self._vigil.tell(JobEvent("cancelling", self._name))
+        until = self._vigil.now() + CANCEL_SECONDS
         try:
             await self._delete_until(until, sight)
         except ClusterError as error:
-            sentence = f"{self._what} could not be cancelled: {error}; it ends by itself {self._by_itself()}"
+            sentence = f"{self._what} could not be cancelled: {error}; it ends by itself {self._maker.by_itself()}"
             return failure(Outcome.LOST, ErrorCode.SILENT, sentence)
         output, notes = await self._last_look(sight)
-        there = not await self._until(lambda: sight.gone or sight.end is JobEnd.COMPLETE, max(0.0, until - self._now()))
+        there = not await self._vigil.until(
+            lambda: sight.gone or sight.end is JobEnd.COMPLETE, max(0.0, until - self._vigil.now())
+        )
         if sight.end is JobEnd.COMPLETE:
             result = await self._ended(sight, "it was cancelled when it had succeeded already")
             return result if result.stdout.text else result.model_copy(update={"stdout": output or result.stdout})
@@ -352,64 +254,11 @@ class _FunctionRun:
         """Raises ClusterError: a no, or no answer up to then."""
         while True:
             try:
-                await self._cluster.delete(JOBS, self.name, self.namespace, uid=sight.uid, propagation="Foreground")
+                await self._cluster.delete(JOBS, self._name, self._namespace, uid=sight.uid, propagation="Foreground")
             except ClusterUnavailable as error:
-                if self._now() + PAUSE_SECONDS > until:
+                if self._vigil.now() + PAUSE_SECONDS > until:
                     raise
-                self._tell_unseen(error)
-                await self._sleep(PAUSE_SECONDS)
+                self._vigil.tell_unseen(error)
+                await self._vigil.sleep(PAUSE_SECONDS)
             else:
                 return
-
-    async def _last_word(self) -> None:
-        """Whoever waited for us does not any more: delete what we have made, within a bound."""
-        if not self._asked or (self._sight is not None and self._sight.over):
-            return
-        with contextlib.suppress(ClusterError, TimeoutError):
-            async with asyncio.timeout(LAST_WORD_SECONDS):
-                uid = self._sight.uid if self._sight else ""
-                if not uid:
-                    found = await self._find()
-                    uid = found["metadata"]["uid"] if found is not None and is_of_run(found, self._job) else ""
-                if uid:
-                    await self._cluster.delete(JOBS, self.name, self.namespace, uid=uid)
-                    log.info("function.deleted", job=self.name, namespace=self.namespace)
-
-    def _by_itself(self) -> str:
-        deadline = self._job["spec"]["activeDeadlineSeconds"]
-        return f"within {format_duration(deadline)}, and is removed {format_duration(TTL_SECONDS)} later"
-
-    # -- waiting and telling
-
-    async def _until(self, condition: Callable[[], bool], within_seconds: float) -> bool:
-        """Wait until there is news that makes `condition` true, or time is up; returns whether it is true."""
-        timer = asyncio.ensure_future(self._sleep(within_seconds))
-        stop = asyncio.ensure_future(self._stop.wait())
-        for each in (timer, stop):
-            each.add_done_callback(lambda _: self._news.set())
-        try:
-            while not condition() and not timer.done():
-                self._news.clear()
-                await self._news.wait()
-        finally:
-            for each in (timer, stop):
-                each.cancel()
-            await asyncio.gather(timer, stop, return_exceptions=True)
-        return condition()
-
-    def _seen_again(self) -> None:
-        self._unseen = ""
-        self._news.set()
-
-    def _tell_unseen(self, error: ClusterError) -> None:
-        """Tell it once, however often it is tried."""
-        if not self._unseen:
-            self._tell(JobEvent("unseen", str(error)))
-        self._unseen = str(error)
-
-    def _tell(self, event: JobEvent) -> None:
-        """Who watches must not be able to stop it."""
-        try:
-            self._on_event(event)
-        except Exception:
-            log.exception("event.callback_failed", job=self.name, kind=event.kind)

@@ -13,11 +13,11 @@ from agent.coordinator.functions import (
     CANCEL_SECONDS,
     GRACE_SECONDS,
     LOOK_SECONDS,
-    PAUSE_SECONDS,
     START_WINDOW_SECONDS,
     JobEvent,
 )
 from agent.coordinator.job_log import log_output
+from agent.coordinator.job_vigil import PAUSE_SECONDS
 from tests.coordinator.job_world import AWAY, JobWorld, settled
 from tests.coordinator.test_jobs import executor, function, job
 
@@ -189,7 +189,7 @@ async def test_a_pod_that_does_not_end_is_noted(world):
     await world.time.advance(1)
     result = await ended(task)
     assert result.outcome == "timed_out"
-    assert result.notes == ["its pod has not ended yet, 1m after that was asked of it"]
+    assert result.notes == ["its pod has not ended yet: kubectl says what it waits for"]
 
 
 async def test_a_job_that_nobody_ends_is_lost_and_deleted(world):
@@ -227,6 +227,18 @@ async def test_an_api_server_that_stays_away_leaves_it_lost(world):
     result = await ended(task)
     assert (result.outcome, result.error.code) == ("lost", "silent")
     assert str(AWAY) in result.error.message
+
+
+async def test_an_api_server_that_comes_back_at_the_very_last_is_asked_once_more(world):
+    world.timeout_seconds = 305  # no look falls on the end of the wait
+    task = await world.begun()
+    world.cluster.fail["everything"] = AWAY
+    world.cluster.break_watches(AWAY)
+    await world.time.advance(305 + GRACE_SECONDS - 1)
+    world.exits(0, silently=True)
+    world.cluster.fail = {"watch jobs": AWAY, "watch pods": AWAY}
+    await world.time.advance(1)
+    assert (await ended(task)).outcome == "succeeded"
 
 
 async def test_the_end_of_a_job_counts_also_when_its_pod_cannot_be_asked(world):
@@ -432,6 +444,21 @@ async def test_cancelled_in_doubt(world):
     result = await ended(task)
     assert (result.outcome, result.error.code) == ("lost", "silent")
     assert "it was cancelled meanwhile" in result.error.message
+
+
+async def test_cancelled_in_doubt_while_the_api_server_is_away_does_not_ask_without_a_pause(world):
+    def answer() -> Exception:
+        world.cluster.fail["everything"] = AWAY
+        return AWAY
+
+    world.cluster.fail["create jobs"] = answer
+    task = world.start()
+    await settled()
+    world.stop.set()
+    await world.time.advance(PAUSE_SECONDS * 3)
+    assert len(world.cluster.asked) == 3 + 1 + 3, "the first three, one when it was stopped, and one after each pause"
+    await world.time.advance(START_WINDOW_SECONDS)
+    assert (await ended(task)).outcome == "lost"
 
 
 async def test_cancelled_in_doubt_about_one_that_was_made_deletes_it(world):
