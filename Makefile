@@ -40,7 +40,7 @@ if ! PATH="$$PATH:/usr/sbin:/sbin" command -v $(1) >/dev/null; then \
 fi
 endef
 
-.PHONY: help demo test test-pods test-faults fuzz pods-ready lint format bench constraints sbom audit clean
+.PHONY: help demo test test-pods test-faults fuzz pods-ready lint format bench crds constraints sbom audit clean
 
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -90,6 +90,9 @@ format: $(VENV)/dev.stamp ## Rewrite the sources as the linter wants them
 
 bench: $(VENV)/dev.stamp ## Measure; prints figures, asserts nothing
 	@PATH="$$PATH:/usr/sbin" $(BIN)/python -m benchmarks
+
+crds: $(VENV)/dev.stamp ## Write manifests/crds anew, from the models that read HookTemplate and Function
+	@$(BIN)/python -m tests.crds
 
 constraints: $(TOOLS)/stamp ## Choose the newest versions of every dependency anew, and write them down
 	@$(call lock,constraints.txt,The versions that were tested together$(comma) of everything: what runs$(comma) the demo$(comma) the tests and the build,--all-extras --all-build-deps pyproject.toml)

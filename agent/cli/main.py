@@ -20,6 +20,7 @@ COMMANDS = {
     "check": "Validate a file of hooks, or a broker; explains every problem.",
     "keygen": "Make a pair of keys, for a coordinator or for a namespace's agents.",
     "policy": "Check what an agent's policy says, or whether it allows a hook.",
+    "crds": "Print HookTemplate and Function for a cluster that does not know them.",
     "agent": "Be an agent: the sidecar beside a database.",
     "demo": "See it work: a broker, five agents and a file of hooks, on this machine.",
 }

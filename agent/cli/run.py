@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agent.cli import options, planned
+from agent.cli import annotated, options, planned
 from agent.cli.check import functions_from, name_of, read_file
 from agent.cli.cluster import Asked, cluster_from
 from agent.cli.exits import errors_as_exits, logs_for_people, tell
@@ -54,6 +54,12 @@ def command(
             "--catalogue",
             metavar="NAME",
             help="Run the hook of this name in the agents' own catalogues, instead of a FILE; needs --selector.",
+        ),
+    ] = None,
+    from_annotations: Annotated[
+        annotated.When | None,
+        typer.Option(
+            help="Run what Velero's backup hook annotations on the pods say, in all of them at once, instead of a FILE."
         ),
     ] = None,
     phase: Annotated[
@@ -134,6 +140,9 @@ def command(
     one list runs, named by --phase; after the operation --status-phase says what it came to, and a hook that fails does
     not keep the next one from running. `podhook around` runs both lists with a command between them.
 
+    With --from-annotations the pods are asked of the cluster (--selector; without it, all of the namespace), and each
+    runs what its own annotations say, as Velero would: docs/velero.md.
+
     A hook that does not succeed ends the run; --keep-going runs the rest too. Results go to standard output, what
     happens meanwhile to standard error. JSON is one object a line and hook. Ctrl-C cancels what was started and says
     what state each pod is in; a second one waits no longer for that.
@@ -178,9 +187,25 @@ def command(
             logs_for_people()
             gathered = asyncio.run(resume(connect, run_id, namespaces, output=output, key=key))
             raise typer.Exit(exit_code(gathered))
+        if from_annotations is not None:
+            annotated.refuse_other_options(context)
+            terms = {
+                "max_retry": max_retry,
+                "retry_unknown": retry_unknown,
+                "start_window_seconds": options.seconds_from("--start-within", start_within),
+                "expect": expect,
+                "allow_empty": allow_empty,
+                "allow_missing": allow_missing,
+            }
+            everywhere = options.namespaces_from(namespace, all_namespaces)
+            pods = annotated.pods_of(kubeconfig, kube_context, selector or "", everywhere)
+            logs_for_people()
+            code = asyncio.run(annotated.run(pods, connect, from_annotations, terms=terms, output=output))
+            raise typer.Exit(code)
         if (file is None) == (catalogue is None):
             raise typer.BadParameter(
-                "give a FILE of hooks, or --run-id to gather a run that was begun before, or --catalogue NAME"
+                "give a FILE of hooks, or --run-id to gather a run that was begun before, or --catalogue NAME, or "
+                "--from-annotations pre|post"
                 if file is None
                 else "--catalogue names a hook that the agents have, and FILE brings its own; give one of them"
             )

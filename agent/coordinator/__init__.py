@@ -15,10 +15,12 @@ from agent.contract.errors import BrokerRefused, InvalidHook, LinkDown
 from agent.contract.states import Outcome
 from agent.contract.templates import Hook, load_hooks
 from agent.coordinator.calls import HookCall
+from agent.coordinator.choosing import Source
 from agent.coordinator.client import Coordinator
+from agent.coordinator.operator import OperatorOptions
 from agent.coordinator.picture import Known, Picture
 from agent.coordinator.results import RunEvent, RunResult, TargetResult
-from agent.coordinator.targets import Target
+from agent.coordinator.targets import PodSeen, Selection, Target
 from agent.coordinator.verdict import Verdict
 
 __all__ = [
@@ -29,10 +31,14 @@ __all__ = [
     "InvalidHook",
     "Known",
     "LinkDown",
+    "OperatorOptions",
     "Outcome",
     "Picture",
+    "PodSeen",
     "RunEvent",
     "RunResult",
+    "Selection",
+    "Source",
     "Target",
     "TargetResult",
     "Verdict",

@@ -22,6 +22,7 @@ from agent.contract.messages import (
 from agent.contract.rendering import RenderError, expand
 from agent.contract.templates import Executor, Hook, HookSpec, PodExecutor, rendered_fields, used_placeholders
 from agent.coordinator.operator import check_here
+from agent.coordinator.targets import PodSeen
 from agent.coordinator.usage import check_usage
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ ENVELOPE_BYTES = 8 * 1024
 MAX_ACTION_BYTES = (MAX_COMMAND_BYTES - 1024) * 3 // 4 - ENVELOPE_BYTES
 #: How long a trigger may take to be started, on its way and in the agent.
 DEFAULT_START_WINDOW_SECONDS = 30
+#: Stands for the selector of a call that names its pods: an executor has to have one, and nobody is selected by it.
+_ANY = "!podhook.dev/none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,9 @@ class HookCall:
     `Params`: `Name`, `Namespace`, `Invoker`, `Target` and `Status` with `Phase`, `Duration`, `Error`.
     `function` is what the call adds to the Job of a Function, and `job_function` that Function, if it was read already.
     `namespace_labels`, by namespace, decide about templates that may be used from selected namespaces only.
+
+    `only` are the pods that are meant, from somebody who has asked the cluster: instead of those of a selector, an
+    owner and `namespaces`. `literal`: the action is run as it stands; in it `{{ }}` and `${NAME}` mean nothing to us.
     """
 
     hook: Hook
@@ -71,6 +77,8 @@ class HookCall:
     namespace_labels: Mapping[str, Mapping[str, str]] | None = None
     function: FunctionCall | None = None
     job_function: Function | None = None
+    only: tuple[PodSeen, ...] | None = None
+    literal: bool = False
 
     @classmethod
     def of_catalogue(cls, name: str, *, selector: str, **more: Any) -> Self:
@@ -97,8 +105,13 @@ class HookCall:
         """
         present = self.hook.spec.executor
         if present is not None and present.type != "Pod":
-            if (given := "--selector" if self.selector is not None else "--strategy" if self.strategy else "") != "":
-                text = f"is {present.type!r}, which selects no pods; leave {given} out, or write type: Pod"
+            given = {
+                "--selector": self.selector is not None,
+                "--strategy": self.strategy,
+                "only": self.only is not None,
+            }
+            if wrong := next((name for name, is_given in given.items() if is_given), ""):
+                text = f"is {present.type!r}, which selects no pods; leave {wrong} out, or write type: Pod"
                 raise InvalidHook([Problem("executor.type", text)])
             return present
         pod = present.pod.model_dump(by_alias=True) if present is not None and present.pod is not None else {}
@@ -106,6 +119,8 @@ class HookCall:
             pod["selector"] = self.selector
         if self.strategy is not None:
             pod["strategy"] = self.strategy
+        if self.only is not None:
+            pod = {"selector": _ANY, "strategy": pod.get("strategy", "ExecuteOnOne")}
         if "selector" not in pod:
             raise InvalidHook([Problem("executor", "is missing: add one, or say in which pods with --selector")])
         executor: Executor = _validated(Executor, {"type": "Pod", "pod": pod})
@@ -136,6 +151,8 @@ class HookCall:
         if spec.action is None:
             raise InvalidHook([Problem("action", "is required: give one of exec, httpGet, httpPost, tcpSocket")])
         values = self._values(spec)
+        if self.literal:
+            return spec.action
         document = spec.action.model_dump(by_alias=True, exclude_none=True)
         problems = []
         data = {**self.data, "Params": dict(values)}
@@ -183,7 +200,8 @@ class HookCall:
             raise InvalidHook(problems)
 
     def _check_usage_policy(self) -> None:
-        check_usage(self.hook, self.namespaces, self.namespace_labels)
+        used_in = self.namespaces if self.only is None else frozenset(each.namespace for each in self.only)
+        check_usage(self.hook, used_in, self.namespace_labels)
 
     def _check_executor(self) -> None:
         executor = self.executor()

@@ -48,6 +48,8 @@ class Chooser:
             ClusterError: the cluster is the source, and cannot be asked, or does not let us.
             InvalidSettings: the cluster shall be the source, and there is none.
         """
+        if call.only is not None:
+            return await self._live(call.only, call, executor, stopped)
         if self._source is Source.PRESENCE or (self._cluster is None and self._source is Source.AUTO):
             return await self._by_presence(call, executor, stopped)
         if self._cluster is None:
@@ -78,15 +80,23 @@ class Chooser:
     async def _by_cluster(
         self, pods: Sequence[PodSeen], call: HookCall, executor: PodExecutor, stopped: Callable[[], bool]
     ) -> Selection:
-        def now() -> Selection:
-            presences = {(each.namespace, each.pod): each for each in self._roster.known()}
-            doubted = {each.key for each in self._roster.doubted(call.namespaces)}
-            return among(pods, presences, executor, doubted=doubted)
-
-        def complete() -> bool:
-            return not now().missing or stopped()  # who is there is known: nobody waits for a quiet broker
-
-        await self._roster.settle(complete=complete)
-        selection = now()
+        selection = await self._live(pods, call, executor, stopped)
         strange = strangers(pods, self._roster.select(executor, call.namespaces))
         return replace(selection, notes=(*selection.notes, strange)) if strange else selection
+
+    async def _live(
+        self, pods: Sequence[PodSeen], call: HookCall, executor: PodExecutor, stopped: Callable[[], bool]
+    ) -> Selection:
+        """Which of these pods have a live agent."""
+
+        awaited = [each for each in pods if each.counts]
+
+        def complete() -> bool:
+            while awaited and self._roster.is_live(awaited[-1].target):
+                awaited.pop()  # looked at once: a thousand presences come one by one
+            return not awaited or stopped()
+
+        await self._roster.settle(complete=complete)  # who must be there is known: nobody waits for a quiet broker
+        presences = {(each.namespace, each.pod): each for each in self._roster.known()}
+        doubted = {each.key for each in self._roster.doubted(None if call.only is not None else call.namespaces)}
+        return among(pods, presences, executor, doubted=doubted)

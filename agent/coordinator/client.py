@@ -18,7 +18,7 @@ from agent.bus.link import Link
 from agent.bus.types import Connected, Delivery, Disconnected, LinkOptions
 from agent.contract.errors import BadInput, InvalidSettings
 from agent.contract.messages import MAX_LISTED, AttemptReport, ErrorDetail, Presence, Query, check_run_id
-from agent.contract.templates import Executor, PodExecutor
+from agent.contract.templates import Executor, Hook, PodExecutor
 from agent.contract.topics import Topics, is_level
 from agent.coordinator.alone import Alone
 from agent.coordinator.calls import HookCall
@@ -50,6 +50,8 @@ CONNECT_SECONDS = 5.0
 #: The broker of a coordinator that has none: a name that is never resolved (RFC 6761, section 6.4).
 NOWHERE = "mqtt://invalid."
 _NO_BROKER = "agents are reached over a broker, and this coordinator was given none; give its URL"
+#: Said of a run that somebody cancelled while it was still asked where it runs.
+_TOO_LATE = ErrorDetail(code="cancelled", message="cancelled before anything was triggered; nothing ran")
 #: Who is asked for its clock, and is well, answers within this.
 CLOCK_SECONDS = 1.5
 
@@ -242,14 +244,15 @@ class Coordinator:
 
     # -- hooks
 
-    async def run(self, call: HookCall, *, run_id: str | None = None, on_event: OnEvent = ignore) -> RunResult:
+    async def run(self, call: HookCall | Hook, *, run_id: str | None = None, on_event: OnEvent = ignore) -> RunResult:
         """Run a hook by its executor - agents in the pods it selects, or the coordinator itself - to its verdict.
 
         Cancelling the task that awaits this cancels the run: what was started is stopped, and up to ten seconds are
         spent on hearing how it ended. `on_event` then still hears every outcome.
 
         Args:
-            call: the hook and how it is called.
+            call: the hook and how it is called. A hook alone is called as it stands, in its own namespace (`default`
+                for one that has none).
             run_id: a UUIDv7 of your own, used once; made here if None.
             on_event: called for everything that happens, on the event loop; must not block. What it raises is logged.
 
@@ -259,6 +262,9 @@ class Coordinator:
                 by; nothing was triggered.
             ClusterError: the cluster cannot be asked what this needs of it, or says no; nothing was triggered.
         """
+        if isinstance(call, Hook):
+            call = HookCall(call, namespaces=frozenset({call.namespace or "default"}))
+        cancels = self._cancels
         call = await self._informed(call)
         call.check()
         executor = call.executor()
@@ -266,8 +272,8 @@ class Coordinator:
         run = _Run(call, run_id, self._now(), secrets.kept_from(guarded(on_event)), secrets=secrets)
         run.notes += secrets.notes
         if executor.pod is not None:
-            return await self._run_in_pods(run, executor.pod)
-        return await self._run_alone(run, executor)
+            return await self._run_in_pods(run, executor.pod, cancels)
+        return await self._run_alone(run, executor, cancels)
 
     async def select(self, call: HookCall) -> Selection:
         """Which pods a call of a Pod executor means, and which of them have a live agent; nothing is triggered.
@@ -297,14 +303,13 @@ class Coordinator:
         else:
             self._alone.check(call)
 
-    async def _run_in_pods(self, run: _Run, executor: PodExecutor) -> RunResult:
-        call, cancels = run.call, self._cancels
+    async def _run_in_pods(self, run: _Run, executor: PodExecutor, cancels: int) -> RunResult:
+        call = run.call
         self._need_broker()
         selection = await self._chooser.select(call, executor, lambda: self._cancels != cancels)
         verifies = self._trust.verifies
         if self._cancels != cancels:
-            text = "cancelled before anything was triggered; nothing ran"
-            return run.result(Verdict.CANCELLED, error=ErrorDetail(code="cancelled", message=text), verified=verifies)
+            return run.result(Verdict.CANCELLED, error=_TOO_LATE, verified=verifies)
         error = why_not(call, executor, selection)
         if error is not None:
             return run.result(Verdict.NOT_STARTED, error=error, verified=verifies)
@@ -338,9 +343,11 @@ class Coordinator:
         verdict = verdict_of(executor.strategy, outcomes, count, cancelled=cancelled)
         return run.result(verdict, results, verified=verifies)
 
-    async def _run_alone(self, run: _Run, executor: Executor) -> RunResult:
+    async def _run_alone(self, run: _Run, executor: Executor, cancels: int) -> RunResult:
         """What needs no agent: whoever says how it ended is this coordinator, so it is as good as verified."""
         target, attempt = await self._alone.prepare(run.call, executor, run.run_id)
+        if self._cancels != cancels:
+            return run.result(Verdict.CANCELLED, error=_TOO_LATE, verified=True)
         run.tell(RunEvent("selected", run.run_id, targets=(target,)))
         solo = Solo(run.run_id, run.call, target, attempt, run.tell, self._now)
         results = await self._to_its_end(solo, solo.run())
@@ -369,6 +376,11 @@ class Coordinator:
         self._roster.wake()  # a run that still waits to know its targets ends here, too
         for each in self._alive:
             each.cancel(within_seconds)
+
+    @property
+    def cancels(self) -> int:
+        """How often `cancel` was called: who does one thing after the other sees whether the next is still wanted."""
+        return self._cancels
 
     # -- runs that are asked about later, by whoever
 

@@ -80,6 +80,11 @@ class Roster:
         """What is known now, complete or not."""
         return [presence for _, presence in sorted(self._wire.presences.items())]
 
+    def is_live(self, target: Target) -> bool:
+        """Whether the agent of that very pod says that it is there."""
+        presence = self._wire.presences.get(target.key)
+        return presence is not None and presence.state == "online" and presence.pod_uid == target.pod_uid
+
     def present(self, namespaces: frozenset[str] | None) -> tuple[list[Target], list[Target]]:
         """Who is online, and who is offline."""
         meant = [each for each in self.known() if namespaces is None or each.namespace in namespaces]

@@ -23,6 +23,10 @@ class Calling(Protocol):
         """Where pods are looked for; None is everywhere."""
 
     @property
+    def only(self) -> tuple[PodSeen, ...] | None:
+        """The pods that are meant, where the call names them."""
+
+    @property
     def expect(self) -> int | None:
         """How many pods must be selected."""
 
@@ -73,6 +77,11 @@ class PodSeen:
     deleting: bool = False
     owners: tuple[Owner, ...] = ()
     ip: str = ""
+
+    @property
+    def counts(self) -> bool:
+        """Only pods that are Running and not being deleted do (SEMANTICS: Which pods)."""
+        return self.phase == "Running" and not self.deleting
 
     @property
     def target(self) -> Target:
@@ -156,7 +165,7 @@ def among(
     why: dict[Target, str] = {}
     for pod in sorted(pods, key=lambda each: each.target):
         target, presence = pod.target, presences.get(pod.target.key)
-        if pod.deleting or pod.phase != "Running":
+        if not pod.counts:
             passed.append(f"{target} ({'being deleted' if pod.deleting else pod.phase})")
         elif target.key in doubted:
             missing.append(target)
@@ -197,13 +206,15 @@ def _listed(names: list[str], most: int = 20) -> str:
 
 def why_not(call: Calling, executor: PodExecutor, selection: Selection) -> ErrorDetail | None:
     """Why a run must not begin with this selection; None when it may."""
-    where = "any namespace" if call.namespaces is None else "namespace " + ", ".join(sorted(call.namespaces))
-    what = f"selector {executor.selector!r}" + (" and owner" if executor.owner else "")
+    what = f"selector {executor.selector!r}" + (" and owner" if executor.owner else "") + " in "
+    what += "any namespace" if call.namespaces is None else "namespace " + ", ".join(sorted(call.namespaces))
+    if call.only is not None:
+        what = f"the call's list of {len(call.only)} pods"
     noted = "".join(f"; {each}" for each in selection.notes)
     if call.expect is not None and selection.found != call.expect:
         code, text = (
             "unexpected_count",
-            f"{what} in {where} found {selection.found} pods, expected {call.expect}; nothing was triggered"
+            f"{what} found {selection.found} pods, expected {call.expect}; nothing was triggered"
             + (f" ({_doubts(selection)})" if selection.doubted else "")
             + noted,
         )
@@ -223,7 +234,7 @@ def why_not(call: Calling, executor: PodExecutor, selection: Selection) -> Error
     elif not selection.targets and not call.allow_empty and call.expect != 0:
         code = "no_targets"
         text = (
-            f"{what} in {where} matches no agent; nothing was triggered{noted}. See who is there with "
+            f"{what} matches no agent; nothing was triggered{noted}. See who is there with "
             "`podhook agents`, or accept it with --allow-empty"
         )
     else:

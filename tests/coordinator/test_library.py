@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import agent.coordinator
-from agent.coordinator import Coordinator
+from agent.coordinator import Coordinator, Verdict, load_hooks
 from tests.coordinator.conftest import sh
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +63,50 @@ async def test_the_example_in_the_docstring_ends_when_a_hook_fails(fleet):
         await run_example(example_of(agent.coordinator), fleet, hooks("exit 1"))
 
 
+async def test_the_examples_of_the_page_run_as_they_stand(fleet, diary):
+    await fleet.start("db-0", "db-1", "db-2")
+    page = (ROOT / "docs" / "library.md").read_text()
+    first, second = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    done = await run_example(first, fleet, hooks(diary.note()))
+    assert (done["run"].verdict, len(diary.lines)) == (Verdict.SUCCEEDED, 3)
+    done = await run_example(second, fleet, hooks(diary.note()), load_hooks=load_hooks, Coordinator=Coordinator)
+    assert [each.pod for each in done["selection"].targets] == ["db-0", "db-1", "db-2"]
+    assert (done["run"].verdict, len(diary.lines)) == (Verdict.SUCCEEDED, 6)
+    with pytest.raises(RuntimeError, match="hook: failed"):
+        await run_example(first, fleet, hooks("exit 1"))
+
+
+def test_the_page_names_everything_public_and_nothing_else():
+    page = (ROOT / "docs" / "library.md").read_text()
+    named = {name for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    assert named == set(agent.coordinator.__all__)
+    methods = re.search(r"the methods (.*?) \|", page)[1]
+    for name in re.findall(r"`(\w+)`", methods):
+        assert callable(getattr(Coordinator, name))
+
+
+async def test_a_hook_alone_runs_in_its_own_namespace(fleet, diary):
+    await fleet.start("db-0", namespace="shop")
+    await fleet.start("db-1")
+    in_shop = {
+        "apiVersion": "podhook.dev/v1alpha1",
+        "kind": "HookTemplate",
+        "metadata": {"name": "h", "namespace": "shop"},
+    }
+    text = json.dumps({**in_shop, "spec": json.loads(hooks("exit 0"))})
+    async with fleet.coordinator() as coordinator:
+        of_shop = await coordinator.run(load_hooks(text)[0])
+        of_nobody = await coordinator.run(load_hooks(hooks("exit 0"))[0])
+    assert [str(each.target) for each in of_shop.targets] == ["shop/db-0"]
+    assert [str(each.target) for each in of_nobody.targets] == ["default/db-1"]
+
+
+def test_its_types_are_shipped():
+    assert (ROOT / "agent" / "py.typed").exists()
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert (settings["packages"], "exclude" in settings) == (["agent"], False)
+
+
 async def test_the_example_of_the_class_runs_too(fleet, diary, capsys):
     await fleet.start("db-0")
     names = {name: getattr(agent.coordinator, name) for name in agent.coordinator.__all__}
@@ -77,9 +124,10 @@ import asyncio
 from datetime import datetime
 
 from agent.coordinator import (
-    BrokerRefused, Coordinator, Hook, HookCall, InvalidHook, LinkDown, Outcome, RunEvent, RunResult, Target,
-    TargetResult, Verdict, load_hooks,
+    BrokerRefused, Coordinator, Hook, HookCall, InvalidHook, LinkDown, OperatorOptions, Outcome, PodSeen, RunEvent,
+    RunResult, Selection, Source, Target, TargetResult, Verdict, load_hooks,
 )
+from agent.coordinator.annotated import AnnotatedPod, AnnotatedRuns, Terms, run_annotated
 
 def watch(event: RunEvent) -> None:
     target: Target | None = event.target
@@ -88,12 +136,21 @@ def watch(event: RunEvent) -> None:
 async def main(text: str) -> Verdict:
     hooks: list[Hook] = load_hooks(text)
     try:
-        async with Coordinator("mqtt://127.0.0.1:1883", topic_root="podhook") as coordinator:
+        options = OperatorOptions(verify_http=False)
+        async with Coordinator(
+            "mqtt://127.0.0.1:1883", topic_root="podhook", operator=options, source=Source.PRESENCE
+        ) as coordinator:
             call = HookCall(hooks[0], namespaces=frozenset({"shop"}), params={"A": "b"}, timeout_seconds=30.0)
             run: RunResult = await coordinator.run(call, on_event=watch)
             started: datetime = run.started_at
             failed: list[TargetResult] = [t for t in run.targets if t.result.outcome is not Outcome.SUCCEEDED]
             print(started, failed, [a.pod for a in await coordinator.agents()])
+            alone: RunResult = await coordinator.run(hooks[0], on_event=lambda event: print(event.text))
+            selection: Selection = await coordinator.select(call)
+            seen = PodSeen("shop", "db-0", selection.targets[0].pod_uid)
+            await coordinator.run(HookCall(hooks[0], only=(seen,)), run_id=alone.run_id)
+            done: AnnotatedRuns = await run_annotated(coordinator, [AnnotatedPod(seen)], "pre", terms=Terms(expect=1))
+            print(done.verdict, [one.hook for one in done.runs])
             coordinator.cancel(within_seconds=3)
             return run.verdict
     except (BrokerRefused, InvalidHook, LinkDown):
@@ -108,6 +165,7 @@ async def main() -> None:
     async with Coordinator("mqtt://127.0.0.1:1883") as coordinator:
         HookCall(load_hooks(b""), timeout_seconds="5m")
         run: str = await coordinator.run(HookCall(load_hooks("")[0]))
+        await coordinator.run("freeze.yaml")
         run.verdikt
 """
 
@@ -134,4 +192,4 @@ def test_a_strict_type_checker_accepts_the_public_api_and_finds_its_misuse(tmp_p
     wrong = mypy(tmp_path, WRONG)
     assert "timeout_seconds" in wrong.stdout
     assert 'expression has type "RunResult", variable has type "str"' in wrong.stdout
-    assert len([line for line in wrong.stdout.splitlines() if ": error:" in line]) == 4
+    assert len([line for line in wrong.stdout.splitlines() if ": error:" in line]) == 5

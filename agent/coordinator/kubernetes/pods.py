@@ -14,7 +14,7 @@ from agent.coordinator.kubernetes.owners import Owners, owners_of
 from agent.coordinator.kubernetes.together import together
 from agent.coordinator.targets import PodSeen, owned_by
 
-__all__ = ["PodSeen", "list_pods"]
+__all__ = ["PodSeen", "list_pods", "pod_seen"]
 
 
 async def list_pods(
@@ -35,7 +35,9 @@ async def list_pods(
         ClusterError: a list was refused, or not answered.
     """
     places: list[str | None] = [None] if namespaces is None else [*sorted(namespaces)]
-    lists = await together(functools.partial(cluster.collect, PODS, place, _pod, selector=selector) for place in places)
+    lists = await together(
+        functools.partial(cluster.collect, PODS, place, pod_seen, selector=selector) for place in places
+    )
     pods = sorted((pod for found in lists for pod in found), key=lambda pod: (pod.namespace, pod.name))
     if owner is None:
         return pods
@@ -47,7 +49,8 @@ async def list_pods(
     return [pod for pod in whole if owned_by(pod.owners, owner)]
 
 
-def _pod(item: dict[str, Any]) -> PodSeen:
+def pod_seen(item: dict[str, Any]) -> PodSeen:
+    """A pod as the API server lists it."""
     metadata, status = item["metadata"], item.get("status") or {}
     conditions = status.get("conditions")
     return PodSeen(
