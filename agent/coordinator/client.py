@@ -46,6 +46,7 @@ T = TypeVar("T")
 CONNECT_SECONDS = 5.0
 #: The broker of a coordinator that has none: a name that is never resolved (RFC 6761, section 6.4).
 NOWHERE = "mqtt://invalid."
+_NO_BROKER = "agents are reached over a broker, and this coordinator was given none; give its URL"
 #: What stands for the coordinator itself where a run's targets are named.
 OPERATOR = "operator"
 #: Who is asked for its clock, and is well, answers within this.
@@ -282,7 +283,8 @@ class Coordinator:
         """
         call.check()
         if call.executor().type == "Pod":
-            self._need_broker()
+            if not self._reachable:
+                raise BadInput(_NO_BROKER)
         else:
             self._check_alone(call.executor())
 
@@ -517,7 +519,7 @@ class Coordinator:
 
     def _need_broker(self) -> None:
         if self._reading is None:
-            raise BadInput("agents are reached over a broker, and this coordinator was given none; give its URL")
+            raise BadInput(_NO_BROKER)
 
     def _checked(self, run_id: str) -> str:
         check_run_id(run_id)
