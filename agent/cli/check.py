@@ -15,6 +15,7 @@ from agent.cli.exits import Exit, errors_as_exits
 if TYPE_CHECKING:
     from agent.bus.broker import Broker
     from agent.contract.functions import Function
+    from agent.contract.plans import HookInfo, HookPlan
 
 
 def read_file(path: Path) -> bytes:
@@ -38,7 +39,8 @@ def name_of(file: Path) -> str:
 
 def command(
     file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="YAML of one or more HookTemplates; - for standard input.")
+        Path | None,
+        typer.Argument(metavar="FILE", help="YAML of one or more HookTemplates, or a HookPlan; - for standard input."),
     ] = None,
     broker: Annotated[
         str | None,
@@ -86,9 +88,14 @@ def functions_from(files: list[Path]) -> dict[str, Function]:
 
 
 def _check_file(file: Path) -> None:
+    from agent.contract.plans import is_plan, load_plan
     from agent.contract.templates import load_hooks
 
-    for hook in load_hooks(read_file(file), name=name_of(file)):
+    text = read_file(file)
+    if is_plan(text):
+        _check_plan(load_plan(text, name=name_of(file)), file)
+        return
+    for hook in load_hooks(text, name=name_of(file)):
         executor = hook.spec.executor
         kind = hook.spec.action.kind if hook.spec.action else "no action"
         if executor is None:
@@ -103,6 +110,32 @@ def _check_file(file: Path) -> None:
             print(f"  param {param.name}: {need}{f' - {param.usage}' if param.usage else ''}")
         if (missing := hook.missing()) is not None:
             print(f"  to run it, one thing is missing: {missing}")
+
+
+def _check_plan(plan: HookPlan, file: Path) -> None:
+    """What of a plan can be checked without a cluster: what it takes from one is left out, and said."""
+    from dataclasses import replace
+
+    from agent.cli.cluster import Asked
+    from agent.cli.planned import directory_of, namespaces_of
+    from agent.contract.plans import Phase
+    from agent.coordinator.plan import prepare
+
+    def local(info: HookInfo) -> bool:
+        return info.file is not None and all(each.value_from is None for each in info.variables)
+
+    where, home = namespaces_of(plan, ...)
+    hooks = {phase: tuple(filter(local, plan.of(phase))) for phase in Phase}
+    sources = Asked().sources(directory_of(file), {})
+    asyncio.run(prepare(replace(plan, hooks=hooks), Phase, sources, namespaces=where, home=home))
+    for phase in plan.phases:
+        for index, info in enumerate(plan.of(phase)):
+            left = (
+                "valid"
+                if local(info)
+                else "the entry is valid; what it names is in a cluster, and is checked when it runs"
+            )
+            print(f"{phase}[{index}] {info.title}: {info.execution_policy}: {left}")
 
 
 async def _check_broker(broker: Broker) -> Exit:

@@ -195,7 +195,7 @@ class HookCall:
             try:
                 part()
             except InvalidHook as error:
-                problems += error.problems
+                problems += [each for each in error.problems if each not in problems]  # two parts may render it
         if problems:
             raise InvalidHook(problems)
 
@@ -240,7 +240,8 @@ class HookCall:
         problems += [
             Problem(
                 f"param {param.name}",
-                f"is required ({param.usage or 'no usage given'}); give --param {param.name}=VALUE",
+                f"is required ({param.usage or 'no usage given'}); "
+                f"give --param {param.name}=VALUE, or params in a plan",
             )
             for param in spec.params
             if param.required and param.name not in values

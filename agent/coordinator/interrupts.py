@@ -66,7 +66,7 @@ class Interrupts:
             if self._command is not None:
                 self._command.signal(number)
             return
-        self._came.append(asyncio.get_running_loop().time())
+        self._came.append(_clock())
         if self._stage == "pre":
             self._before(number)
         elif self._command is not None:
@@ -151,3 +151,7 @@ class Interrupts:
     def next_hook(self) -> None:
         """A post hook begins: that the one before it was ended says nothing about it."""
         self.cut.clear()
+
+
+def _clock() -> float:
+    return asyncio.get_running_loop().time()

@@ -90,13 +90,10 @@ def test_2_for_an_invalid_file_with_every_problem_and_nothing_is_run(shared, tmp
 
 
 def test_2_for_a_problem_in_the_last_call_before_the_first_is_run(shared, tmp_path):
-    last = {
-        "action": {"tcpSocket": {"host": "a", "port": "web"}, "containerName": "c"},
-        "executor": {"type": "Operator"},
-    }
+    last = {"action": {"exec": {"command": ["true"]}, "containerName": "db"}, "executor": {"type": "Operator"}}
     done = shared("run", shared.file(f"touch {tmp_path}/ran", last))
     assert done.returncode == 2
-    assert "hooks#2: action.tcpSocket.port: is 'web', a name that only a pod" in done.stderr
+    assert "hooks#2: action.containerName: is 'db', and the Operator executor runs commands" in done.stderr
     assert not (tmp_path / "ran").exists()
 
 

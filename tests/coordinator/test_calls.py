@@ -88,8 +88,8 @@ def test_an_undeclared_param_is_refused_with_what_is_declared():
 def test_missing_required_params_are_named_all_at_once_with_their_usage():
     declared = template(params="[{name: A, required: true, usage: the lock}, {name: B, required: true}]")
     assert problems(HookCall(declared)) == [
-        "param A: is required (the lock); give --param A=VALUE",
-        "param B: is required (no usage given); give --param B=VALUE",
+        "param A: is required (the lock); give --param A=VALUE, or params in a plan",
+        "param B: is required (no usage given); give --param B=VALUE, or params in a plan",
     ]
 
 
