@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.brokers import Mosquitto, free_port, poll
-from tests.cli.conftest import Cli, script
+from tests.cli.conftest import Cli, Command, script
 
 pytestmark = [pytest.mark.broker, pytest.mark.processes]
 
@@ -414,12 +414,11 @@ def test_a_hurried_double_interrupt_in_a_pre_hook_does_not_end_the_thaw(stage):
 # -- agents and brokers that go away meanwhile
 
 
-def frozen_world(tmp_path: Path, broker: Mosquitto, root: str = "r") -> Stage:
-    stage = Stage(Cli(broker.url, root, tmp_path), tmp_path)
-    for pod in ("db-0", "db-1"):
-        stage.cli.agent(pod)
+def frozen_world(tmp_path: Path, broker: Mosquitto) -> tuple[Stage, list[Command]]:
+    stage = Stage(Cli(broker.url, "r", tmp_path), tmp_path)
+    agents = [stage.cli.agent(pod) for pod in ("db-0", "db-1")]
     stage.cli.online("db-0", "db-1")
-    return stage
+    return stage, agents
 
 
 def test_a_thaw_waits_for_a_broker_that_was_restarted_and_for_every_agent_that_was_frozen(tmp_path):
@@ -428,21 +427,26 @@ def test_a_thaw_waits_for_a_broker_that_was_restarted_and_for_every_agent_that_w
     home.mkdir()
     broker = Mosquitto(home, "persistence false")
     broker.start()
-    stage = frozen_world(tmp_path, broker)
+    stage, agents = frozen_world(tmp_path, broker)
     try:
         freeze, thaw = stage.hook("freeze", stage.note("freeze")), stage.hook("thaw", stage.note("thaw"))
         wait = f"{stage.note('command')}; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"
         report = tmp_path / "report.json"
         running = stage.start(stage.plan([freeze], [thaw]), "--report", report, "--", "sh", "-c", wait)
         stage.until("command")
+        agents[1].process.send_signal(signal.SIGSTOP)
         broker.kill()
         (tmp_path / "go").touch()
         poll(lambda: '"stage": "post"' in report.read_text(), "post hooks have their turn, without a broker", 20)
         assert stage.lines == ["freeze"] * 2 + ["command"]
         broker.start()
+        poll(lambda: any("waiting for the agents of default/db-1" in each for each in running.err), "it waits", 30)
+        assert stage.lines == ["freeze"] * 2 + ["command"]
+        agents[1].process.send_signal(signal.SIGCONT)
         assert running.wait(100) == 0, "".join(running.err)
         assert stage.lines == ["freeze"] * 2 + ["command"] + ["thaw"] * 2
     finally:
+        agents[1].process.send_signal(signal.SIGCONT)
         stage.cli.close()
         broker.stop()
 
@@ -452,7 +456,7 @@ def test_a_broker_that_stays_away_is_123_and_the_error_says_who_may_be_frozen(tm
     home.mkdir()
     broker = Mosquitto(home)
     broker.start()
-    stage = frozen_world(tmp_path, broker)
+    stage, _ = frozen_world(tmp_path, broker)
     try:
         post = [stage.hook("thaw", stage.note("thaw")), *stage.by_policy()]
         wait = f"{stage.note('command')}; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"
