@@ -112,11 +112,10 @@ def choose(wanted: Wanted, seen: Sequence[Process], *, uid: int, own: int, pid: 
 
 def _nobody(name: str, seen: Sequence[Process], own: int) -> str:
     alone = own == 1 or not any(each.pid == 1 for each in seen)
-    here = (
-        "only this container's own processes are to be seen" if alone else f"{len(seen)} other processes are to be seen"
-    )
+    # Not how many there are: that would be another sentence each second, and the log has each sentence once.
+    here = " (only this container's own processes are to be seen)" if alone else ""
     return (
-        f'no process is called "{name}" ({here}); if the broker runs in another container of this pod, set '
+        f'no process is called "{name}"{here}; if the broker runs in another container of this pod, set '
         "shareProcessNamespace: true in its spec; if it has another name, give --process NAME"
     )
 
