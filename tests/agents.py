@@ -499,24 +499,28 @@ class Stage:
         """A new count of runs."""
         return Tally(self.directory / f"tally-{uuid.uuid4().hex[:8]}")
 
+    def end(self) -> None:
+        """End every agent, and what it left running; show its log, should the test have failed."""
+        for each in self.agents:
+            each.kill()
+        for pid in [pid for run_id in self.client.made for pid in left_running(run_id)]:  # of a killed agent
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for each in self.agents:
+            print(each.tail())
+
 
 @contextlib.asynccontextmanager
 async def stage_on(broker: RealBroker, directory: Path) -> AsyncIterator[Stage]:
     """A stage on a broker; every agent process that was started there, and what it left running, ends with it."""
     agents: list[AgentProcess] = []
     root = f"t-{uuid.uuid4().hex[:16]}"
-    client = Client(broker.url, root, agents)
+    stage = Stage(broker, root, directory, Client(broker.url, root, agents), agents)
     try:
-        async with client:
-            yield Stage(broker, root, directory, client, agents)
+        async with stage.client:
+            yield stage
     finally:
-        for each in agents:
-            each.kill()
-        for pid in [pid for run_id in client.made for pid in left_running(run_id)]:  # a killed agent leaves its command
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for each in agents:
-            print(each.tail())  # pytest shows it when the test failed
+        stage.end()
 
 
 @pytest.fixture

@@ -10,7 +10,10 @@ from collections.abc import Generator, Iterator
 import pytest
 
 from agent.bus.broker import Broker, parse_broker
+from tests.broker.fixtures import shipped_mosquitto, shipped_nats
 from tests.brokers import Mosquitto, Nats
+
+__all__ = ["shipped_mosquitto", "shipped_nats"]
 
 #: `all` turns every skip into a failure: where everything should be there, a skipped promise is a broken one.
 REQUIRE = os.environ.get("PODHOOK_TEST_REQUIRE", "")

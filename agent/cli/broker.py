@@ -1,7 +1,9 @@
-"""`podhook broker user`: issue, change and revoke users of the broker."""
+"""`podhook broker`: issue, change and revoke users, and make the broker read its files again when they change."""
 
 from __future__ import annotations
 
+import signal
+import threading
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,13 +18,17 @@ if TYPE_CHECKING:
 
 group = typer.Typer(
     name="broker",
-    help="Issue users of the broker, and the rules of what each may do.",
-    short_help="Issue users of the broker, and the rules of what each may do.",
+    help="Issue users of the broker, and make it read its files again when they change.",
+    short_help="Issue users of the broker, and make it read its files again when they change.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+#: Said after each change of a user.
+_TELL = "the broker reads it once told to: by podhook broker reload beside it, or kill -HUP"
 
 
 class Server(StrEnum):
@@ -31,10 +37,15 @@ class Server(StrEnum):
     MOSQUITTO = "mosquitto"
     NATS = "nats"
 
+    @property
+    def process(self) -> str:
+        """What its process is called."""
+        return "nats-server" if self is Server.NATS else "mosquitto"
+
 
 @group.callback()
 def _broker() -> None:
-    """Issue users of the broker, and the rules of what each may do."""
+    """Issue users of the broker, and make it read its files again when they change."""
 
 
 @group.command("user")
@@ -93,8 +104,9 @@ def user(
     podhook broker user shop --files auth --remove
 
     For mosquitto DIR has the files passwords and acl, for NATS users.conf; see manifests/broker. They hold hashes,
-    never a password. The broker reads them when it is told to: kill -HUP. Who is connected with a password that is not
-    valid any more is disconnected then. Agents and coordinators read theirs at each connection: nothing is restarted.
+    never a password. The broker reads them when it is told to: by `podhook broker reload` beside it, or kill -HUP. Who
+    is connected with a password that is not valid any more is disconnected then. Agents and coordinators read theirs at
+    each connection: nothing is restarted.
 
     An agent's user may read its own namespace's commands, write its presence, and answer as itself; it can command
     nobody. A coordinator's may command the given namespaces, read everybody's presence, and read answers to itself.
@@ -126,7 +138,7 @@ def user(
         target: Files = MosquittoFiles(files, topics) if server is Server.MOSQUITTO else NatsFiles(files)
         if remove:
             target.remove(made.name)
-            typer.echo(f"removed {made.name}; tell the broker: kill -HUP", err=True)
+            typer.echo(f"removed {made.name}; {_TELL}", err=True)
             return
         password = _new_password(secret, show=show, keep=keep_password or certificate)
         if secret is not None and password is not None:
@@ -134,7 +146,7 @@ def user(
         changed = target.put(made, password, patterned=not coordinator and pod is None, needs_none=certificate)
         if show and password is not None:
             print(password)
-        typer.echo(f"{'changed' if changed else 'added'} {made.name}; tell the broker: kill -HUP", err=True)
+        typer.echo(f"{'changed' if changed else 'added'} {made.name}; {_TELL}", err=True)
 
 
 def _new_password(secret: Path | None, *, show: bool, keep: bool) -> str | None:
@@ -146,3 +158,57 @@ def _new_password(secret: Path | None, *, show: bool, keep: bool) -> str | None:
     if not keep and secret is None and not show:
         raise typer.BadParameter("say where the new password goes: --secret DIR, or --print")
     return None if keep else new_password()
+
+
+@group.command("reload")
+def reload(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="What the broker reads: files, or directories of files.")
+    ],
+    server: Annotated[
+        Server, typer.Option("--for", metavar="mosquitto|nats", help="Which broker it is.")
+    ] = Server.MOSQUITTO,
+    process: Annotated[
+        str | None,
+        typer.Option(
+            "--process", metavar="NAME", help="What its process is called. [default: mosquitto or nats-server]"
+        ),
+    ] = None,
+    pid_file: Annotated[
+        Path | None,
+        typer.Option("--pid-file", metavar="FILE", help="Where its number is, if more than one has that name."),
+    ] = None,
+) -> None:
+    """Run beside a broker, and tell it to read its files again (SIGHUP) whenever they change.
+
+    \b
+    podhook broker reload /mosquitto/auth/acl /mosquitto/auth/passwords /mosquitto/tls
+        in a container of the broker's pod: see manifests/broker
+    podhook broker reload /etc/nats/auth /etc/nats/tls --for nats
+    sudo -u mosquitto podhook broker reload /etc/mosquitto/podhook --pid-file /run/mosquitto/mosquitto.pid
+        on a host
+
+    Needs the broker's own user and nothing else: in its pod `runAsUser` as the broker has it, no capability, and
+    `shareProcessNamespace: true`, without which it sees no process but its own. Give mounted directories or files in
+    them, never a `subPath`, which Kubernetes does not renew.
+
+    Looks once a second at what is in the files. A change counts when two looks in a row found the same; a file that was
+    emptied waits for ten. While a PATH, or a file that was in one, is missing, the broker is told nothing: mosquitto
+    without its acl lets everybody do everything. A file that shall be gone is forgotten when this command is restarted.
+
+    It stays up whatever is wrong, and says it on standard error: a broker that is not there yet, that runs as somebody
+    else, two of them. The broker is told once at the start, since nobody knows what changed before.
+
+    Exit codes: 0 it was ended (SIGTERM, SIGINT), 2 usage.
+    """
+    with errors_as_exits():
+        from agent.bus.reload import process as broker_process
+        from agent.bus.reload.reloader import Reloader
+        from agent.sidecar.logs import configure_logging
+
+        configure_logging("auto", "info")
+        wanted = broker_process.Wanted(process or server.process, pid_file)
+        over = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: over.set())
+        Reloader(paths, lambda: broker_process.tell(wanted)).run(over.wait)

@@ -16,7 +16,7 @@ COMMANDS = {
     "runs": "Show the latest runs that the agents know.",
     "query": "Ask the agents what became of a run, whoever began it.",
     "cancel": "Cancel a run, whoever began it.",
-    "broker": "Issue users of the broker, and the rules of what each may do.",
+    "broker": "Issue users of the broker, and make it read its files again when they change.",
     "check": "Validate a file of hooks, or a broker; explains every problem.",
     "keygen": "Make a pair of keys, for a coordinator or for a namespace's agents.",
     "policy": "Check what an agent's policy says, or whether it allows a hook.",

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import json
-import ssl
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,11 +25,9 @@ from agent.sidecar.app import utc_now
 from tests.agents import AgentProcess, Sent, Tally, code
 from tests.broker.raw import Raw
 from tests.broker.shipped import Shipped
-from tests.broker.test_podhook import make_agent
 from tests.broker.test_signed import signed_scene
 from tests.contract.signing.keys import pair
 from tests.security.conftest import Realm
-from tests.security.rewriting import HostileBroker
 from tests.security.test_commands import cancel, refused_with, running
 from tests.security.test_outcomes import call, forged
 
@@ -40,27 +35,6 @@ pytestmark = [pytest.mark.broker, pytest.mark.processes, pytest.mark.timeout(120
 
 NOT_AUTHORIZED = 0x87  # MQTT 5, section 3.4.2.1
 LIMIT_BYTES = 1 << 20
-
-
-@contextlib.asynccontextmanager
-async def another_agent(
-    realm: Realm, broker: Shipped, home: Path, pod: str, **settings: str
-) -> AsyncIterator[AgentProcess]:
-    """One more agent of namespace shop, with the same keys and a pod uid of its own.
-
-    It says goodbye: its presence would be a target of the next test's runs.
-    """
-    keys = {"TRUSTED_KEYS": str(realm.trusted), "AGENT_KEY": str(realm.key_file("shop")), "ALLOW_UNSIGNED": "false"}
-    agent = make_agent(home, "shop", pod, **{**broker.settings("shop"), **keys, **settings})
-    realm.stage.agents.append(agent)
-    try:
-        await realm.stage.start(agent)
-        yield agent
-    finally:
-        try:
-            await agent.terminate()
-        finally:
-            agent.kill()
 
 
 # -- triggers, by whoever may publish commands
@@ -132,18 +106,18 @@ async def test_whoever_may_publish_commands_but_has_no_key_of_the_run_gets_nothi
         await realm.works(agent)
         assert tally.runs == 1, "a replay was run"
 
-        async with another_agent(realm, shipped_mosquitto, tmp_path, "db-1") as other:
-            await realm.client.again(other, sent)
-            assert await refusal_by(realm, other, sent) == "wrong_audience"
-            await realm.works(other)
+        other = await realm.agent("db-1")
+        await realm.client.again(other, sent)
+        assert await refusal_by(realm, other, sent) == "wrong_audience"
+        await realm.works(other)
         assert tally.runs == 1, "another agent ran it"
 
         await agent.terminate()
-        async with another_agent(realm, shipped_mosquitto, tmp_path / "recreated", "db-0") as namesake:
-            assert namesake.uid != agent.uid
-            await realm.client.again(namesake, sent)
-            assert await refusal_by(realm, namesake, sent) == "wrong_pod_uid"
-            await realm.works(namesake)
+        namesake = await realm.agent("db-0")
+        assert namesake.uid != agent.uid
+        await realm.client.again(namesake, sent)
+        assert await refusal_by(realm, namesake, sent) == "wrong_pod_uid"
+        await realm.works(namesake)
         assert tally.runs == 1, "a pod of the same name ran it"
 
 
@@ -217,7 +191,6 @@ async def test_a_broker_that_rewrites_a_trigger_over_tls_gets_nothing_run(
     shipped_mosquitto: Shipped, tmp_path: Path, what: str
 ) -> None:
     """It has a certificate that the agent trusts, as a compromised broker has."""
-    authority = shipped_mosquitto.authority
 
     def rewrite(topic: str, payload: bytes) -> bytes:
         if not topic.endswith("/commands") or payload.count(b".") != 2:
@@ -228,20 +201,19 @@ async def test_a_broker_that_rewrites_a_trigger_over_tls_gets_nothing_run(
         flipped = payload[:-1] + (b"A" if payload[-1:] != b"A" else b"Q")
         return {"command": b".".join([head, evil, signature]), "signature": flipped, "stripped": said}[what]
 
-    shown = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    shown.load_cert_chain(*authority.issue("proxy", server=True))
-    upstream = ssl.create_default_context(cafile=str(authority.ca))
-    proxy = HostileBroker(shipped_mosquitto.port, rewrite, client_tls=shown, broker_tls=upstream)
-    async with proxy.serving() as hostile, signed_scene(shipped_mosquitto, tmp_path) as (realm, _):
+    async with (
+        signed_scene(shipped_mosquitto, tmp_path) as (realm, _),
+        realm.stage.hostile(rewrite).serving() as hostile,
+    ):
         assert hostile.url.startswith("mqtts://")
         tally = realm.stage.tally()
-        async with another_agent(realm, shipped_mosquitto, tmp_path, "db-1", BROKER=hostile.url) as agent:
-            sent = await realm.trigger(agent, tally.action())
-            assert await refused_with(realm, sent) == ("unsigned" if what == "stripped" else "bad_signature")
-            assert tally.words == [], agent.tail()
-            assert agent.log("attempt.started") == []
-            assert [topic for topic, _ in hostile.seen if topic.endswith("/shop/db-1/commands")], "it is not in between"
-            hostile.rewrite = lambda _, payload: payload
-            await realm.client.again(agent, sent)
-            assert (await realm.client.outcome(sent, count=2)).outcome == "succeeded", agent.tail()
-            assert tally.words == ["ran"]
+        agent = await realm.agent("db-1", broker_url=hostile.url)
+        sent = await realm.trigger(agent, tally.action())
+        assert await refused_with(realm, sent) == ("unsigned" if what == "stripped" else "bad_signature")
+        assert tally.words == [], agent.tail()
+        assert agent.log("attempt.started") == []
+        assert [topic for topic, _ in hostile.seen if topic.endswith("/shop/db-1/commands")], "it is not in between"
+        hostile.rewrite = lambda _, payload: payload
+        await realm.client.again(agent, sent)
+        assert (await realm.client.outcome(sent, count=2)).outcome == "succeeded", agent.tail()
+        assert tally.words == ["ran"]

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.bus.link import Link
-from agent.bus.types import LinkOptions, Publication
+from agent.bus.types import Publication
 from agent.contract.errors import LinkDown
 from agent.contract.messages import OutcomeMessage
 from agent.contract.topics import Topics
 from tests.agents import TRUE, AgentProcess, Client, code, until
 from tests.broker.shipped import Shipped
-from tests.broker.test_podhook import make_agent
+from tests.broker.stage import stage_on_shipped
 
 pytestmark = [pytest.mark.broker, pytest.mark.processes, pytest.mark.timeout(300)]
 
@@ -27,34 +26,16 @@ MESSAGES = 10_000
 GROWTH_MB = 40
 
 
-class Commander(Client):
-    """The raw client as a coordinator's user of a shipped broker."""
-
-    def __init__(self, broker: Shipped, user: str, agents: list[AgentProcess]) -> None:
-        super().__init__("mqtt://127.0.0.1:1", "podhook", agents)
-        self.id = user
-        subscriptions = ((self.topics.replies(self.id), 1), (self.topics.presences(), 0))
-        options = LinkOptions(f"test-{id(self)}", subscriptions, queue_messages=10 * MESSAGES)
-        self.link = Link(broker.as_user(user), options)
-
-
 @dataclass
 class Scene:
     agent: AgentProcess
-    client: Commander
+    client: Client
 
 
 @contextlib.asynccontextmanager
 async def scene(broker: Shipped, home: Path, **settings: str) -> AsyncIterator[Scene]:
-    agent = make_agent(home, "shop", "db-0", **broker.settings("shop"), **settings)
-    agent.start()
-    try:
-        await agent.logged("broker.connected")
-        async with Commander(broker, "coordinator_everywhere", [agent]) as client:
-            yield Scene(agent, client)
-    finally:
-        agent.kill()
-        print(agent.tail())
+    async with stage_on_shipped(broker, home, "coordinator_everywhere") as stage:
+        yield Scene(await stage.agent(**settings), stage.client)
 
 
 def peak_mb(pid: int) -> float:

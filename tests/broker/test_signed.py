@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from agent.contract.messages import OutcomeMessage
-from tests.agents import TRUE, AgentProcess, Sent, Stage, code, until
+from tests.agents import TRUE, AgentProcess, Sent, code, until
 from tests.broker.shipped import Shipped
-from tests.broker.test_flood import MESSAGES, Commander, Scene, flood, peak_mb
-from tests.broker.test_podhook import as_coordinator, make_agent, run_hook
+from tests.broker.stage import stage_on_shipped
+from tests.broker.test_flood import MESSAGES, Scene, flood, peak_mb
+from tests.broker.test_podhook import as_coordinator, run_hook
 from tests.security.conftest import Realm
 
 pytestmark = [pytest.mark.broker, pytest.mark.processes, pytest.mark.timeout(300)]
@@ -35,19 +36,10 @@ Make = Callable[[int], bytes]
 @contextlib.asynccontextmanager
 async def signed_scene(broker: Shipped, home: Path) -> AsyncIterator[tuple[Realm, AgentProcess]]:
     """An agent of namespace shop that obeys `nightly` and signs as `shop`, and a coordinator's user who floods it."""
-    agents: list[AgentProcess] = []
-    async with Commander(broker, "coordinator_nightly", agents) as client:
-        realm = Realm(Stage(broker, "podhook", home, client, agents), home)
+    async with stage_on_shipped(broker, home) as stage:
+        realm = Realm(stage, home)
         realm.trust("nightly", namespaces=["shop"])
-        keys = {"TRUSTED_KEYS": str(realm.trusted), "AGENT_KEY": str(realm.key_file("shop")), "ALLOW_UNSIGNED": "false"}
-        agent = make_agent(home, "shop", "db-0", **broker.settings("shop"), **keys)
-        agents.append(agent)
-        try:
-            await realm.stage.start(agent)
-            yield realm, agent
-        finally:
-            agent.kill()
-            print(agent.tail())
+        yield realm, await realm.agent()
 
 
 async def succeeds(realm: Realm, agent: AgentProcess) -> None:
@@ -116,7 +108,7 @@ async def test_a_flood_of_what_nobody_vouches_for_keeps_no_signed_trigger_away(
         good = len(realm.client.made)
         before = peak_mb(agent.pid)
         bad = make(realm, agent)
-        await flood(Scene(agent, realm.client), bad, 1)  # type: ignore[arg-type]
+        await flood(Scene(agent, realm.client), bad, 1)
         await succeeds(realm, agent)
         await realm.works(agent)
         grown = peak_mb(agent.pid) - before

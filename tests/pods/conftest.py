@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.agents import Client
 from tests.pods import images as recipes
+from tests.pods.broker import BrokerPod, NightlyClient
 from tests.pods.images import Images
 from tests.pods.play import EXAMPLES, PASSWORD, Playground, Pod
 from tests.pods.podman import why_not
@@ -41,34 +41,33 @@ def playground(images: Images) -> Iterator[Playground]:
 
 
 @pytest.fixture(scope="session")
-def broker_pod(playground: Playground, images: Images) -> Iterator[Pod]:
-    """A mosquitto in a pod, one per test process."""
-    with Pod(playground, Manifest.read(EXAMPLES / "mosquitto.yaml"), images.of_examples()) as pod:
+def broker_pod(playground: Playground, images: Images) -> Iterator[BrokerPod]:
+    """The broker of the examples, with the shipped configuration; one per test process."""
+    with BrokerPod(playground, Manifest.read(EXAMPLES / "mosquitto.yaml"), images.of_examples()) as pod:
         yield pod
 
 
 @pytest.fixture(scope="session")
-def mariadb(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[Pod]:
+def mariadb(playground: Playground, images: Images, broker_pod: BrokerPod) -> Iterator[Pod]:
     """The MariaDB example; tests leave nothing in it."""
     with _database("mariadb", {"root-password": PASSWORD}, playground, images, broker_pod) as pod:
         yield pod
 
 
 @pytest.fixture(scope="session")
-def postgresql(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[Pod]:
+def postgresql(playground: Playground, images: Images, broker_pod: BrokerPod) -> Iterator[Pod]:
     """The PostgreSQL example; tests leave nothing in it."""
     with _database("postgresql", {"password": PASSWORD}, playground, images, broker_pod) as pod:
         yield pod
 
 
-def _database(name: str, secret: dict[str, str], playground: Playground, images: Images, broker_pod: Pod) -> Pod:
+def _database(name: str, secret: dict[str, str], playground: Playground, images: Images, broker_pod: BrokerPod) -> Pod:
     manifest = Manifest.read(EXAMPLES / f"{name}.yaml")
-    hosts = {"mosquitto": broker_pod.ip}
-    return Pod(playground, manifest, images.of_examples(), secrets={name: secret}, hosts=hosts)
+    return Pod(playground, manifest, images.of_examples(), secrets={name: secret}, hosts=broker_pod.hosts)
 
 
 @pytest.fixture
-async def client(broker_pod: Pod) -> AsyncIterator[Client]:
+async def client(broker_pod: BrokerPod) -> AsyncIterator[NightlyClient]:
     """A coordinator on the pods' broker."""
-    async with Client(f"mqtt://{broker_pod.ip}:1883", "podhook", []) as made:
+    async with broker_pod.client() as made:
         yield made

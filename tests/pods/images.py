@@ -79,6 +79,7 @@ class Images:
         """Container name -> image, for the YAML under examples/pods."""
         return {
             "agent": self.agent,
+            "reloader": self.agent,
             "mariadb": self.mariadb,
             "postgresql": self.postgresql,
             "mosquitto": self.mosquitto,

@@ -28,10 +28,10 @@ from typing import Any, Self
 
 import yaml
 
-from tests.agents import Client, until
 from tests.brokers import poll
+from tests.pods.documented import Documented, follow
 from tests.pods.podman import PodmanFailed, call, podman, podman_json
-from tests.pods.stand_ins import Json, Manifest, Place, dict_of, playable
+from tests.pods.stand_ins import Json, Manifest, Objects, Place, dict_of, directory_of, mount, playable
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "pods"
 
@@ -39,8 +39,6 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "pods"
 PASSWORD = "p'ss \"w\\rd"
 READY_SECONDS = 60
 PROBE_SECONDS = 5
-#: Longer than a link takes to find out that its broker does not hear it any more.
-HEARD_SECONDS = 90
 EXEC_SECONDS = 30
 LOG_LINES = 40
 #: Of a /24, without the gateway and what podman gives out by itself.
@@ -87,7 +85,12 @@ def remove_pod(name: str) -> None:
 
 
 class Playground:
-    """Where one test process plays its pods: a network of its own, so that it can give out addresses."""
+    """Where one test process plays its pods: a network of its own, so that it can give out addresses.
+
+    `documented` is what docs/sidecar.md makes for a cluster: a pod finds the Secrets and ConfigMaps of its namespace.
+    """
+
+    documented: Documented
 
     def __init__(self) -> None:
         self.name = f"{_MARK}-{os.getpid()}-{_born(os.getpid())}"
@@ -98,6 +101,7 @@ class Playground:
     def __enter__(self) -> Self:
         sweep()
         self.directory.mkdir(mode=0o755)
+        self.documented = follow(self.directory)
         podman("network", "create", self.name)
         subnet = podman("network", "inspect", "--format", "{{range .Subnets}}{{.Subnet}}{{end}}", self.name)
         self._prefix = subnet.rpartition(".")[0]
@@ -124,7 +128,7 @@ class Pod:
         playground: where it is played.
         manifest: what is played; it is copied first.
         images: container name -> image that takes the place of the manifest's. All must be there: nothing is pulled.
-        secrets: secret name -> key -> value.
+        secrets: secret name -> key -> value; more than, or in place of, what docs/sidecar.md makes for the namespace.
         env: container name -> variables that are added, or take the place of the manifest's.
         hosts: names that the pod's containers resolve -> address, where a cluster would have Services.
     """
@@ -149,7 +153,8 @@ class Pod:
             spec["hostAliases"] = [{"ip": ip, "hostnames": [name]} for name, ip in hosts.items()]
         self.manifest = manifest
         self._playground = playground
-        self._secrets = secrets or {}
+        there = playground.documented.objects.get(self.namespace, Objects())
+        self._objects = Objects({**there.secrets, **(secrets or {})}, there.config_maps)
         self.place = playground.place(manifest.pod["metadata"]["name"])
         manifest.pod["metadata"].setdefault("labels", {})["pod-uid"] = self.place.uid
 
@@ -181,7 +186,7 @@ class Pod:
     def __enter__(self) -> Self:
         try:
             path = self.place.directory / "pod.yaml"
-            path.write_text(yaml.safe_dump(playable(self.manifest, self.place, self._secrets)), encoding="utf-8")
+            path.write_text(yaml.safe_dump(playable(self.manifest, self.place, self._objects)), encoding="utf-8")
             podman("kube", "play", "--network", self._playground.name, "--ip", self.ip, str(path))
             self._wait_ready()
         except BaseException as error:
@@ -277,6 +282,13 @@ class Pod:
         said = call("logs", self.container(name))
         return said.stdout + said.stderr
 
+    def renew(self, volume: str, files: Mapping[str, str]) -> None:
+        """The Secret or ConfigMap of a volume has other files now, and the kubelet has noticed."""
+        spec = self.manifest.pod["spec"]
+        (source,) = (each for each in spec["volumes"] if each["name"] == volume)
+        ((_, source),) = ((key, value) for key, value in source.items() if key != "name")
+        mount(directory_of(self.place, volume), source, files, spec.get("securityContext", {}).get("fsGroup"))
+
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Signal a container's main process from outside. Whether it is started again is its `restartPolicy`'s."""
         os.kill(self.host_pid(name), number)
@@ -308,22 +320,9 @@ def beside_agent(*containers: Json) -> Manifest:
     spec = manifest.pod["spec"]
     manifest.pod["metadata"].pop("annotations")
     manifest.pod["metadata"]["name"] = "beside"
-    spec["volumes"][0]["downwardAPI"]["items"].pop()
+    (described,) = (each for each in spec["volumes"] if "downwardAPI" in each)
+    described["downwardAPI"]["items"].pop()
     agent = manifest.container("agent")
     agent["env"] = [each for each in agent["env"] if each["name"] != "PODHOOK_POD_FILE"]
     spec["containers"] = [*containers, agent]
     return manifest
-
-
-async def heard_of(broker: Pod, pod: Pod) -> None:
-    """Wait until a pod's presence is at the broker, as whoever connects now sees it."""
-    deadline = time.monotonic() + HEARD_SECONDS
-    while True:
-        async with Client(f"mqtt://{broker.ip}:1883", "podhook", []) as client:
-            try:
-                await until(lambda: client.presences.get(str(pod)), f"{pod} is heard of", within_seconds=5)
-            except AssertionError:
-                if time.monotonic() > deadline:
-                    raise
-            else:
-                return

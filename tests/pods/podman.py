@@ -26,6 +26,7 @@ PACKAGES = {
     "aardvark-dns": "aardvark-dns",
     "iptables": "iptables",
     "debootstrap": "debootstrap",
+    "openssl": "openssl",
 }
 #: Names a Debian image with Python 3.11 or newer: the base of all images, in place of one made by debootstrap.
 BASE_VARIABLE = "PODHOOK_TEST_BASE_IMAGE"

@@ -6,7 +6,7 @@ podman has no API server, no kubelet and no downward API, so what these would do
 - each container gets the kubelet's termination log: a file `.../pods/<pod uid>/containers/<name>/<8 hex>` of the host,
   mounted at its `terminationMessagePath`. This line in `/proc/PID/mountinfo` is how podhook knows whose process it is;
 - `emptyDir`, `configMap`, `secret` and `downwardAPI` volumes become directories of the host (podman would give each a
-  name that all pods on the machine share);
+  name that all pods on the machine share), with the links by which Kubernetes renews them, their modes and their group;
 - `fsGroup` becomes a supplementary group; the pod's `runAsUser` and `runAsGroup` go to its containers;
 - probes and ports go: `play` does the readiness probe itself, and podman would publish the ports on the host.
 """
@@ -24,6 +24,8 @@ from typing import Any
 
 import yaml
 
+from tests.mounted import Mounted
+
 Json = dict[str, Any]
 TERMINATION_LOG = "/dev/termination-log"
 _SUBSCRIPT = re.compile(r"metadata\.(labels|annotations)\['([^']+)'\]")
@@ -31,18 +33,16 @@ _SUBSCRIPT = re.compile(r"metadata\.(labels|annotations)\['([^']+)'\]")
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The one pod of a YAML file, and the ConfigMaps beside it. Other kinds are what a cluster is for."""
+    """The one pod of a YAML file. Other kinds are what a cluster is for."""
 
     pod: Json
-    config_maps: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
         """Read a file that has exactly one Pod."""
         documents = [each for each in yaml.safe_load_all(path.read_text(encoding="utf-8")) if each]
         (pod,) = (each for each in documents if each["kind"] == "Pod")
-        maps = {each["metadata"]["name"]: each["data"] for each in documents if each["kind"] == "ConfigMap"}
-        return cls(pod, maps)
+        return cls(pod)
 
     def container(self, name: str) -> Json:
         """A container's part, to be changed in place."""
@@ -70,7 +70,15 @@ def dict_of(value: Any) -> Json:
     return value
 
 
-def playable(manifest: Manifest, place: Place, secrets: Mapping[str, Mapping[str, str]]) -> Json:
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """The Secrets and ConfigMaps of a pod's namespace: name -> key -> value."""
+
+    secrets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    config_maps: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+def playable(manifest: Manifest, place: Place, objects: Objects) -> Json:
     """The pod as podman can play it. Makes the files and directories that it mounts below `place.directory`.
 
     Raises:
@@ -79,10 +87,10 @@ def playable(manifest: Manifest, place: Place, secrets: Mapping[str, Mapping[str
     pod = copy.deepcopy(manifest.pod)
     pod["metadata"]["name"] = place.name
     pod["metadata"].setdefault("namespace", "default")
-    scene = _Scene(pod["metadata"], place, secrets, manifest.config_maps)
+    scene = _Scene(pod["metadata"], place, objects)
     spec = pod["spec"]
-    spec["volumes"] = [_volume(volume, scene) for volume in spec.get("volumes", [])]
     shared = spec.get("securityContext", {})
+    spec["volumes"] = [_volume(volume, scene, shared.get("fsGroup")) for volume in spec.get("volumes", [])]
     if "fsGroup" in shared:
         shared.setdefault("supplementalGroups", []).append(shared.pop("fsGroup"))
     for container in spec["containers"]:
@@ -112,8 +120,7 @@ def _add_termination_log(spec: Json, container: Json, place: Place) -> None:
 class _Scene:
     metadata: Json
     place: Place
-    secrets: Mapping[str, Mapping[str, str]]
-    config_maps: Mapping[str, Mapping[str, str]]
+    objects: Objects
 
     def value(self, source: Json) -> str:
         ((kind, reference),) = source.items()
@@ -121,9 +128,9 @@ class _Scene:
             case "fieldRef":
                 return self.field(reference["fieldPath"])
             case "secretKeyRef":
-                return self.secrets[reference["name"]][reference["key"]]
+                return self.objects.secrets[reference["name"]][reference["key"]]
             case "configMapKeyRef":
-                return self.config_maps[reference["name"]][reference["key"]]
+                return self.objects.config_maps[reference["name"]][reference["key"]]
         raise KeyError(kind)
 
     def field(self, path: str) -> str:
@@ -142,26 +149,35 @@ class _Scene:
         raise KeyError(path)
 
 
-def _volume(volume: Json, scene: _Scene) -> Json:
+def _volume(volume: Json, scene: _Scene, fs_group: int | None) -> Json:
     ((kind, source),) = ((key, value) for key, value in volume.items() if key != "name")
     if kind == "hostPath":
         return volume
-    directory = scene.place.directory / "volumes" / volume["name"]
+    directory = directory_of(scene.place, volume["name"])
     directory.mkdir(parents=True)
     directory.chmod(0o777 if kind == "emptyDir" else 0o755)
-    for name, content in _files(kind, source, scene).items():
-        (directory / name).write_text(content, encoding="utf-8")
+    if kind != "emptyDir":
+        mount(directory, source, _files(kind, source, scene), fs_group)
     return {"name": volume["name"], "hostPath": {"path": str(directory), "type": "Directory"}}
+
+
+def directory_of(place: Place, volume: str) -> Path:
+    """Where a volume of a pod is on the host."""
+    return place.directory / "volumes" / volume
+
+
+def mount(directory: Path, source: Json, files: Mapping[str, str], fs_group: int | None) -> None:
+    """Put files where a volume is, in place of those that were there."""
+    content = {name: text.encode() for name, text in files.items()}
+    Mounted(directory, content, source.get("defaultMode", 0o644), fs_group)
 
 
 def _files(kind: str, source: Json, scene: _Scene) -> Mapping[str, str]:
     match kind:
-        case "emptyDir":
-            return {}
         case "configMap":
-            return scene.config_maps[source["name"]]
+            return scene.objects.config_maps[source["name"]]
         case "secret":
-            return scene.secrets[source["secretName"]]
+            return scene.objects.secrets[source["secretName"]]
         case "downwardAPI":
             return {item["path"]: scene.field(item["fieldRef"]["fieldPath"]) for item in source["items"]}
     raise KeyError(kind)

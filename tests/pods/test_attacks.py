@@ -29,6 +29,7 @@ from agent.contract.states import Outcome
 from agent.pod.supervisor import AGENT_UID, COMMAND_UID
 from tests.agents import Client, Json, until
 from tests.pods import play, stand_ins
+from tests.pods.broker import BrokerPod
 from tests.pods.images import Images
 from tests.pods.play import Playground, Pod, beside_agent
 from tests.pods.podman import environment
@@ -287,7 +288,7 @@ for folder in folders:
 
 
 @pytest.fixture(scope="module")
-def pod(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[Pod]:
+def pod(playground: Playground, images: Images, broker_pod: BrokerPod) -> Iterator[Pod]:
     """A hostile container, one that it would like to be, one with a poisoned Python, and the agent."""
     user = {"runAsUser": HOSTILE_UID, "runAsGroup": HOSTILE_UID}
     hostile: Json = {
@@ -315,13 +316,13 @@ def pod(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[Pod
     manifest.container("agent")["command"] = [PYTHON, "-c", f"exec({AMBIENT!r})"]
     manifest.container("agent")["securityContext"].pop("allowPrivilegeEscalation", None)  # podhook's own does it
     env = {"agent": {"AGENTS_SECRET": SECRET}}
-    with Pod(playground, manifest, images.of_examples(), env=env, hosts={"mosquitto": broker_pod.ip}) as made:
+    with Pod(playground, manifest, images.of_examples(), env=env, hosts=broker_pod.hosts) as made:
         yield made
 
 
 @pytest.fixture
-async def client(broker_pod: Pod, pod: Pod) -> AsyncIterator[Client]:
-    async with Client(f"mqtt://{broker_pod.ip}:1883", "podhook", []) as made:
+async def client(broker_pod: BrokerPod, pod: Pod) -> AsyncIterator[Client]:
+    async with broker_pod.client() as made:
         await until(lambda: made.presences.get(str(pod)), f"{pod} is heard of")
         yield made
 
@@ -979,7 +980,7 @@ print(json.dumps({**said, "filtered": status["Seccomp"], "user": os.getuid()}))
 
 
 @pytest.fixture(scope="module")
-def unconfined(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[Pod]:
+def unconfined(playground: Playground, images: Images, broker_pod: BrokerPod) -> Iterator[Pod]:
     """A hostile container and an agent, both without the runtime's filter of system calls."""
     hostile = {
         "name": "hostile",
@@ -993,7 +994,7 @@ def unconfined(playground: Playground, images: Images, broker_pod: Pod) -> Itera
     }
     manifest = beside_agent(hostile)
     manifest.container("agent")["securityContext"]["seccompProfile"] = {"type": "Unconfined"}
-    made = Pod(playground, manifest, images.of_examples(), hosts={"mosquitto": broker_pod.ip})
+    made = Pod(playground, manifest, images.of_examples(), hosts=broker_pod.hosts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(play, "playable", unfiltered)
         made.__enter__()

@@ -3,34 +3,35 @@
 How entering goes wrong, all seven ways of it, is played in `test_attacks.py`, and so is what one process can do to
 another by the usual calls. Here is what there is to steal once commands are signed - the keys, the environment, the
 memory, the state - and every other door that we could think of. What root gets is shown too: SECURITY.md grants it.
+
+The broker is the shipped one, and the agent has what examples/pods mounts: its key and its password by its own group,
+which Kubernetes then gives to every container of the pod, the hostile one too.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from agent.contract.messages import Result
-from agent.contract.signing.keys import private_text, public_text
 from agent.contract.states import Outcome
 from agent.contract.templates import load_hooks
 from agent.coordinator import Coordinator, HookCall
 from agent.pod.supervisor import AGENT_UID
 from tests.agents import Json
-from tests.contract.signing.keys import pair
+from tests.pods.broker import BrokerPod, heard_of
 from tests.pods.images import Images
-from tests.pods.play import Playground, Pod, beside_agent, heard_of
+from tests.pods.play import Playground, Pod, beside_agent
 from tests.pods.test_attacks import HOSTILE_UID, MAIN
 from tests.pods.test_launcher import children, family
 
 pytestmark = pytest.mark.pods
 
-KEYS = "/etc/podhook-keys"
-AGENT_KEY = f"{KEYS}/agent.key"
+AGENT_KEY = "/etc/podhook/agent/shop.key"
+PASSWORD = "/etc/podhook/broker/password"
+TRUSTED = "/etc/podhook/trusted"
 SECRET = "nobody-else-reads-this-in-the-agents-environment"
 HUNT_SECONDS = 90
 
@@ -39,7 +40,8 @@ HUNT_SECONDS = 90
 BURGLAR = r"""
 import ctypes, errno, glob, json, os, resource, signal, socket, sys
 libc = ctypes.CDLL(None, use_errno=True)
-key_path, needles = sys.argv[1], sys.stdin.buffer.read().split()  # not in our own command line
+key_path, password, trusted = sys.argv[1:]
+needles = sys.stdin.buffer.read().split()  # not in our own command line
 heap = ctypes.create_string_buffer(64)  # the accomplice has it at the same address
 accomplice = os.fork()
 if accomplice == 0:
@@ -111,10 +113,11 @@ def doors(pid):
     yield "pidfd_getfd", lambda: descriptors(pid)
     for way in (f"/proc/{pid}/root", f"/proc/{pid}/task/{pid}/root", f"/proc/{pid}/cwd/../../../../../.."):
         yield "the key", lambda way=way: read(way + key_path)
-        yield "the trusted keys", lambda way=way: os.listdir(way + os.path.dirname(key_path))
+        yield "the password", lambda way=way: read(way + password)
+        yield "the trusted keys", lambda way=way: os.listdir(way + trusted)
         yield "the state", lambda way=way: os.listdir(way + "/var/lib/podhook")
         yield "plant in the state", lambda way=way: write(way + "/var/lib/podhook/planted", b"x")
-        yield "plant a trusted key", lambda way=way: write(way + os.path.dirname(key_path) + "/trusted/mine.pub", b"x")
+        yield "plant a trusted key", lambda way=way: write(way + trusted + "/mine.pub", b"x")
         yield "open a root", lambda way=way: os.close(os.open(way, os.O_PATH | os.O_DIRECTORY))
     for name in os.listdir("/proc/self/ns"):
         yield "read a namespace", lambda name=name: os.readlink(f"/proc/{pid}/ns/{name}")
@@ -237,66 +240,46 @@ print(json.dumps({"uid": os.getuid(), "before": before, "podhook": podhook, "fou
 # -- the pods
 
 
-@pytest.fixture(scope="module")
-def keys(playground: Playground) -> Path:
-    """The agent's directory of keys as a Secret with `fsGroup: 64918` is: mode 0440, root's, of the agent's group."""
-    directory = playground.directory / "keys"
-    (directory / "trusted").mkdir(parents=True)
-    (directory / "trusted" / "nightly.pub").write_text(public_text(pair("nightly"), namespaces=["shop"]))
-    key = directory / "agent.key"
-    key.write_text(private_text(pair("shop")), encoding="ascii")
-    os.chown(key, 0, AGENT_UID)
-    key.chmod(0o440)
-    return directory
+def private_of_shop(broker: BrokerPod) -> str:
+    """What of the agent's key is nobody else's."""
+    return str(json.loads((broker.files / "agents" / "shop.key").read_text())["d"])
 
 
-def with_keys(playground: Playground, images: Images, broker: Pod, keys: Path, database: Json) -> Pod:
-    """A database beside an agent that obeys `nightly` only, and signs what it says."""
+def with_keys(playground: Playground, images: Images, broker: BrokerPod, database: Json) -> Pod:
+    """A database beside the agent of the examples."""
     manifest = beside_agent({"name": "database", "image": images.base, **database})
-    manifest.pod["spec"]["volumes"].append({"name": "keys", "hostPath": {"path": str(keys), "type": "Directory"}})
-    agent = manifest.container("agent")
-    agent["volumeMounts"].append({"name": "keys", "mountPath": KEYS, "readOnly": True})
-    env = {
-        "PODHOOK_ALLOW_UNSIGNED": "false",
-        "PODHOOK_TRUSTED_KEYS": f"{KEYS}/trusted",
-        "PODHOOK_AGENT_KEY": AGENT_KEY,
-        "AGENTS_SECRET": SECRET,
-    }
-    return Pod(playground, manifest, images.of_examples(), env={"agent": env}, hosts={"mosquitto": broker.ip})
+    env = {"agent": {"AGENTS_SECRET": SECRET}}
+    return Pod(playground, manifest, images.of_examples(), env=env, hosts=broker.hosts)
 
 
 @pytest.fixture(scope="module")
-def pod(playground: Playground, images: Images, broker_pod: Pod, keys: Path) -> Iterator[Pod]:
+def pod(playground: Playground, images: Images, broker_pod: BrokerPod) -> Iterator[Pod]:
     """The usual case: the database runs as its own user."""
     database = {
         "command": ["python3", "-c", f"exec({MAIN!r})"],
         "securityContext": {"runAsUser": HOSTILE_UID, "runAsGroup": HOSTILE_UID},
     }
-    with with_keys(playground, images, broker_pod, keys, database) as made:
+    with with_keys(playground, images, broker_pod, database) as made:
         yield made
 
 
 @pytest.fixture
-def as_root(playground: Playground, images: Images, broker_pod: Pod, keys: Path) -> Iterator[Pod]:
+def as_root(playground: Playground, images: Images, broker_pod: BrokerPod) -> Iterator[Pod]:
     """What SECURITY.md warns of: the database runs as root, with the runtime's default capabilities."""
-    with with_keys(playground, images, broker_pod, keys, {"command": ["sleep", "infinity"]}) as made:
+    with with_keys(playground, images, broker_pod, {"command": ["sleep", "infinity"]}) as made:
         yield made
 
 
-async def signed(broker: Pod, pod: Pod, directory: Path, container: str, *command: str) -> Result:
+async def signed(broker: BrokerPod, pod: Pod, container: str, *command: str) -> Result:
     """Run a hook from outside: signed, and its outcome believed because the agent's key vouches for it."""
-    (directory / "nightly.key").write_text(private_text(pair("nightly")), encoding="ascii")
-    agents = directory / "agents"
-    agents.mkdir(exist_ok=True)
-    (agents / "shop.pub").write_text(public_text(pair("shop")), encoding="ascii")
     executor = {"type": "Pod", "pod": {"selector": f"pod-uid={pod.uid}", "strategy": "ExecuteOnAll"}}
     action = {"exec": {"command": list(command)}, "containerName": container}
     (hook,) = load_hooks(json.dumps({"action": action, "executor": executor}))
     await heard_of(broker, pod)
-    async with Coordinator(f"mqtt://{broker.ip}:1883", key=directory / "nightly.key", agent_keys=agents) as coordinator:
-        # The broker is shared with pods whose agents sign nothing: for who verifies they are missing.
-        call = HookCall(hook, namespaces=frozenset({"shop"}), timeout_seconds=20, allow_missing=True)
-        run = await coordinator.run(call)
+    keys = {"key": broker.files / "nightly.key", "agent_keys": broker.files / "agents"}
+    async with Coordinator(broker.as_user("nightly"), **keys) as coordinator:
+        run = await coordinator.run(HookCall(hook, namespaces=frozenset({"shop"}), timeout_seconds=20))
+    assert run.verified, run
     (target,) = run.targets
     return target.result
 
@@ -304,14 +287,17 @@ async def signed(broker: Pod, pod: Pod, directory: Path, container: str, *comman
 # -- as its own user
 
 
-async def test_the_databases_user_gets_no_key_no_memory_and_nobodys_process(pod: Pod, broker_pod: Pod, tmp_path: Path):
+async def test_the_databases_user_gets_no_key_no_memory_and_nobodys_process(pod: Pod, broker_pod: BrokerPod) -> None:
     """Fails with AGENT_UID = 999 in supervisor."""
     await heard_of(broker_pod, pod)
     before = await family(pod)
     idle = children(before.launcher)
+    groups = pod.exec("database", "id", "-G").stdout.split()
+    assert str(AGENT_UID) in groups, "fsGroup makes it a member of the agent's group, and that must not help it"
     (directory,) = (each for each in (pod.place.directory / "volumes").iterdir() if each.name == "podhook-state")
-    private = str(pair("shop").jwk.as_dict(private=True)["d"])
-    written = pod.exec("database", "python3", "-c", BURGLAR, AGENT_KEY, input=f"{SECRET} {private}")
+    needles = [SECRET, private_of_shop(broker_pod), (broker_pod.files / "secrets" / "shop" / "password").read_text()]
+    paths = (AGENT_KEY, PASSWORD, TRUSTED)
+    written = pod.exec("database", "python3", "-c", BURGLAR, *paths, input=" ".join(needles))
     said = json.loads(written.stdout)
     assert said["uid"] == HOSTILE_UID
     assert said["won"] == []
@@ -324,26 +310,25 @@ async def test_the_databases_user_gets_no_key_no_memory_and_nobodys_process(pod:
     assert await family(pod) == before
     assert children(before.launcher) == idle
     assert not list(directory.rglob("planted"))
-    outcome = await signed(broker_pod, pod, tmp_path, "database", "/usr/bin/id", "-u")
+    outcome = await signed(broker_pod, pod, "database", "/usr/bin/id", "-u")
     assert (outcome.outcome, outcome.stdout.text) == (Outcome.SUCCEEDED, f"{HOSTILE_UID}\n"), f"{outcome}\n{pod.tail()}"
 
 
 async def test_a_hook_in_the_agents_own_container_reads_no_key_that_is_the_agents_groups(
-    pod: Pod, broker_pod: Pod, tmp_path: Path
+    pod: Pod, broker_pod: BrokerPod
 ) -> None:
     """Fails with COMMAND_UID = AGENT_UID in supervisor. With mode 0444 it would read it: docs/security.md says so."""
-    outcome = await signed(broker_pod, pod, tmp_path, "agent", "cat", AGENT_KEY, f"{KEYS}/trusted/nightly.pub")
+    outcome = await signed(broker_pod, pod, "agent", "cat", AGENT_KEY, PASSWORD, f"{TRUSTED}/nightly.pub")
     assert outcome.outcome is Outcome.FAILED, outcome
-    assert "Permission denied" in outcome.stderr.text
-    assert outcome.stdout.text == public_text(pair("nightly"), namespaces=["shop"]), "the public one is no secret"
+    assert outcome.stderr.text.count("Permission denied") == 2
+    public = (broker_pod.files / "nightly.pub").read_text(encoding="ascii")
+    assert outcome.stdout.text == public, "the public one is no secret"
 
 
 # -- as root
 
 
-async def test_a_database_that_is_root_gets_the_key_and_that_is_granted(
-    as_root: Pod, broker_pod: Pod, keys: Path
-) -> None:
+async def test_a_database_that_is_root_gets_the_key_and_that_is_granted(as_root: Pod, broker_pod: BrokerPod) -> None:
     """SECURITY.md grants it everything; if it gets no key any more, say less there.
 
     `before` fails without PR_SET_DUMPABLE in kernel.harden.
@@ -357,4 +342,4 @@ async def test_a_database_that_is_root_gets_the_key_and_that_is_granted(
     assert said["uid"] == 0
     assert said["podhook"], "there were processes of podhook's"
     assert said["before"] == [], "once it has started, not even root reads it without SYS_PTRACE"
-    assert said["found"] == (keys / "agent.key").read_text(encoding="ascii"), "caught while it started"
+    assert private_of_shop(broker_pod) in str(said["found"]), "caught while it started"

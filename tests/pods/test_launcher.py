@@ -22,8 +22,9 @@ from agent.contract.messages import Presence, Started
 from agent.contract.states import Outcome
 from agent.pod.supervisor import AGENT_UID, COMMAND_UID
 from tests.agents import Client, Json, offline, online, until
+from tests.pods.broker import BrokerPod, heard_of
 from tests.pods.images import Images
-from tests.pods.play import EXAMPLES, Playground, Pod, beside_agent, heard_of
+from tests.pods.play import EXAMPLES, Playground, Pod, beside_agent
 from tests.pods.podman import podman
 from tests.pods.stand_ins import Manifest
 from tests.pods.test_like_exec import command, commands_of, printed, run, sh, told
@@ -79,11 +80,11 @@ async def family(pod: Pod) -> Family:
 
 
 @pytest.fixture(scope="module")
-def pod(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[Pod]:
+def pod(playground: Playground, images: Images, broker_pod: BrokerPod) -> Iterator[Pod]:
     """A pod like any other."""
     target = {"name": "target", "image": images.tools}
     manifest = beside_agent(target)
-    with Pod(playground, manifest, {"agent": images.agent}, hosts={"mosquitto": broker_pod.ip}) as made:
+    with Pod(playground, manifest, {"agent": images.agent}, hosts=broker_pod.hosts) as made:
         yield made
 
 
@@ -150,13 +151,13 @@ async def test_a_killed_agent_takes_everything_with_it_and_its_container_is_star
 
 
 async def test_a_stop_lets_what_runs_finish_and_ends_with_code_0(
-    playground: Playground, images: Images, broker_pod: Pod
+    playground: Playground, images: Images, broker_pod: BrokerPod
 ) -> None:
     manifest = beside_agent({"name": "target", "image": images.tools})
     manifest.pod["spec"]["restartPolicy"] = "Never"
-    hosts, env = {"mosquitto": broker_pod.ip}, {"agent": {"PODHOOK_GRACE_SECONDS": "20"}}
+    hosts, env = broker_pod.hosts, {"agent": {"PODHOOK_GRACE_SECONDS": "20"}}
     stopping = Pod(playground, manifest, {"agent": images.agent}, hosts=hosts, env=env)
-    async with stopping, Client(f"mqtt://{broker_pod.ip}:1883", "podhook", []) as client:
+    async with stopping, broker_pod.client() as client:
         await heard_of(broker_pod, stopping)
         sent = await client.trigger(stopping, sh("target", "until [ -e /tmp/go ]; do sleep 0.02; done; echo done"))
         await client.reply(Started, sent)
@@ -222,7 +223,7 @@ async def test_a_thousand_attempts_leave_no_descriptor_no_process_and_no_zombie(
 
 
 @pytest.fixture(scope="module")
-def alone(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[Pod]:
+def alone(playground: Playground, images: Images, broker_pod: BrokerPod) -> Iterator[Pod]:
     """The MariaDB example without its shared namespace, and a small web server in the database's place."""
     manifest = Manifest.read(EXAMPLES / "mariadb.yaml")
     manifest.pod["spec"]["shareProcessNamespace"] = False
@@ -231,7 +232,7 @@ def alone(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[P
 
 
 @pytest.fixture(scope="module")
-def restricted(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[Pod]:
+def restricted(playground: Playground, images: Images, broker_pod: BrokerPod) -> Iterator[Pod]:
     """The same with the *restricted* Pod Security Standard for the agent, and a shared namespace."""
     manifest = Manifest.read(EXAMPLES / "mariadb.yaml")
     manifest.container("agent")["securityContext"] = {
@@ -246,11 +247,11 @@ def restricted(playground: Playground, images: Images, broker_pod: Pod) -> Itera
         yield made
 
 
-def web_server(manifest: Manifest, playground: Playground, images: Images, broker_pod: Pod) -> Pod:
+def web_server(manifest: Manifest, playground: Playground, images: Images, broker_pod: BrokerPod) -> Pod:
     serve = "echo served > /home/page; exec httpd -f -p 3306 -h /home"
     manifest.container("mariadb")["command"] = ["sh", "-c", serve]
     chosen = {"mariadb": images.tools, "agent": images.agent}
-    hosts, secrets = {"mosquitto": broker_pod.ip}, {"mariadb": {"root-password": "x"}}
+    hosts, secrets = broker_pod.hosts, {"mariadb": {"root-password": "x"}}
     return Pod(playground, manifest, chosen, secrets=secrets, hosts=hosts)
 
 

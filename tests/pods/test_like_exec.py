@@ -13,8 +13,11 @@ import pytest
 
 from agent.contract.errors import ErrorCode
 from agent.contract.messages import Capture, OutcomeMessage, Started
+from agent.contract.signing.envelope import Typ, sign
+from agent.contract.signing.peeking import peek
 from agent.contract.states import Outcome
 from tests.agents import Client, Json, until
+from tests.pods.broker import BrokerPod, NightlyClient
 from tests.pods.images import Images
 from tests.pods.play import Playground, Pod, beside_agent
 
@@ -63,7 +66,7 @@ def python_target(name: str, images: Images, script: str) -> Json:
 
 
 @pytest.fixture(scope="module")
-def pod(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[Pod]:
+def pod(playground: Playground, images: Images, broker_pod: BrokerPod) -> Iterator[Pod]:
     """The pod with all kinds of targets."""
     path = {"name": "PATH", "value": "/tmp/own:/bin"}
     given = {"name": "GIVEN", "value": "by the manifest"}
@@ -84,7 +87,10 @@ def pod(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[Pod
         target("restarting", images.tools, *sleep),
     )
     manifest.pod["spec"]["securityContext"] = {"fsGroup": FS_GROUP}
-    with Pod(playground, manifest, {"agent": images.agent}, hosts={"mosquitto": broker_pod.ip}) as made:
+    for volume in manifest.pod["spec"]["volumes"]:  # not the agent's group: docs/security.md
+        if "secret" in volume:
+            volume["secret"]["defaultMode"] = 0o444
+    with Pod(playground, manifest, {"agent": images.agent}, hosts=broker_pod.hosts) as made:
         yield made
 
 
@@ -426,12 +432,12 @@ async def test_a_command_that_cannot_start_is_told_with_a_shells_exit_code(
         ([""], "command[0] is empty; it names the program to run"),
     ],
 )
-async def test_an_empty_argv_is_refused_before_anything_runs(client: Client, pod: Pod, argv, why) -> None:
+async def test_an_empty_argv_is_refused_before_anything_runs(client: NightlyClient, pod: Pod, argv, why) -> None:
     await until(lambda: client.presences.get(str(pod)), f"{pod} is heard of")
     sent = client.make(pod, command("tools", "placeholder"))
-    event = json.loads(sent.payload)
+    event = json.loads(peek(sent.payload))
     event["data"]["action"]["exec"]["command"] = argv
-    await client.send_bytes(pod, json.dumps(event).encode())
+    await client.send_bytes(pod, sign(json.dumps(event).encode(), client.key, Typ.COMMAND))
     outcome, code, message = told(await client.outcome(sent))
     assert (outcome, code) == (Outcome.REJECTED, ErrorCode.INVALID_ACTION)
     assert message.startswith("dev.podhook.trigger.v1: data.action.exec.command")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import Iterator
@@ -9,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from agent.bus.broker import parse_broker
 from agent.bus.link import Link
-from agent.bus.types import Delivery, LinkOptions
+from agent.bus.types import Delivery
+from agent.contract.signing.peeking import peek
+from agent.contract.topics import Topics
 from tests.agents import Client, until
+from tests.broker.stage import COORDINATOR, link
+from tests.pods.broker import BrokerPod, heard_of
 from tests.pods.images import Images
-from tests.pods.play import Playground, Pod, beside_agent, heard_of
+from tests.pods.play import Playground, Pod, beside_agent
 
 pytestmark = pytest.mark.pods
 
@@ -35,7 +39,7 @@ SAYS_ALL = (
 
 
 @pytest.fixture(scope="module")
-def pod(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[Pod]:
+def pod(playground: Playground, images: Images, broker_pod: BrokerPod) -> Iterator[Pod]:
     """A container that sleeps as its own user, with secrets in its environment."""
     container = {
         "name": "app",
@@ -44,7 +48,7 @@ def pod(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[Pod
         "securityContext": {"runAsUser": 999, "runAsGroup": 999},
     }
     chosen = {"app": images.tools, "agent": images.agent}
-    hosts = {"mosquitto": broker_pod.ip}
+    hosts = broker_pod.hosts
     with Pod(playground, beside_agent(container), chosen, env={"app": ENV}, hosts=hosts) as made:
         yield made
 
@@ -56,23 +60,26 @@ def traces(secret: str) -> set[bytes]:
 
 
 async def test_no_secret_of_a_containers_environment_is_anywhere_afterwards(
-    broker_pod: Pod, pod: Pod, client: Client, tmp_path: Path
+    broker_pod: BrokerPod, pod: Pod, client: Client, tmp_path: Path
 ) -> None:
     await heard_of(broker_pod, pod)
     said: list[bytes] = []
-    options = LinkOptions("everything", (("podhook/#", 1),), packet_limit_bytes=1 << 20)
-    async with Link(parse_broker(f"mqtt://{broker_pod.ip}:1883"), options) as link:
-        await link.wait_up(20)
+    # Nobody may read everything there: what agents are told, and what they say.
+    eyes = [
+        link(broker_pod.as_user("shop"), ("podhook/v1/agents/shop/+/commands", 1)),
+        link(broker_pod.as_user("nightly"), (Topics().presences(), 1), (Topics().replies(COORDINATOR), 1)),
+    ]
+    async with eyes[0], eyes[1]:
+        for each in eyes:
+            await each.wait_up(20)
 
-        async def listen() -> None:
-            async for event in link.events():
+        async def listen(each: Link) -> None:
+            async for event in each.events():
                 if isinstance(event, Delivery):
-                    said.append(event.payload)
+                    said.append(peek(event.payload) if event.payload else b"")
                     event.ack()
 
-        import asyncio
-
-        listening = asyncio.create_task(listen())
+        listening = [asyncio.create_task(listen(each)) for each in eyes]
         for script, outcome in ((SAYS_ALL, "succeeded"), (f"{SAYS_ALL}; exit 3", "failed")):
             for extra in ({}, {"environment": "minimal"}):
                 text = script if not extra else f"tr '\\0' '\\n' < /proc/$PPID/environ; cat /proc/1/environ; {script}"
@@ -83,8 +90,10 @@ async def test_no_secret_of_a_containers_environment_is_anywhere_afterwards(
                     assert "may-be-seen" in ended.stderr.text
                     assert "/run/may-be-seen-too" in ended.stderr.text
                     assert ended.stderr.text.count("[redacted]") >= 5, ended.stderr.text
-        await until(lambda: sum(b"outcome.v1" in each for each in said) >= 4, "everything was heard")
-        listening.cancel()
+        await until(lambda: sum(b"trigger.v1" in each for each in said) >= 4, "every trigger was heard")
+        await until(lambda: sum(b"outcome.v1" in each for each in said) >= 4, "every outcome was heard")
+        for each in listening:
+            each.cancel()
     logs = pod.logs("agent")
     assert "attempt.finished" in logs
     state = tmp_path / "state"

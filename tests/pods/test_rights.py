@@ -10,6 +10,7 @@ from agent.contract.errors import ErrorCode
 from agent.contract.states import Outcome
 from agent.pod.supervisor import COMMAND_UID
 from tests.agents import Client, until
+from tests.pods.broker import BrokerPod
 from tests.pods.images import Images
 from tests.pods.play import Playground, Pod, beside_agent
 from tests.pods.test_like_exec import command, printed, run, sh, told
@@ -23,7 +24,7 @@ Play = Callable[[list[str]], Pod]
 
 
 @pytest.fixture
-def play(playground: Playground, images: Images, broker_pod: Pod) -> Play:
+def play(playground: Playground, images: Images, broker_pod: BrokerPod) -> Play:
     """A pod whose agent has exactly these capabilities, and a root file system that it cannot write."""
 
     def pod(capabilities: list[str]) -> Pod:
@@ -35,7 +36,7 @@ def play(playground: Playground, images: Images, broker_pod: Pod) -> Play:
             "capabilities": {"drop": ["ALL"], "add": capabilities},
             "seccompProfile": {"type": "RuntimeDefault"},
         }
-        return Pod(playground, manifest, {"agent": images.agent}, hosts={"mosquitto": broker_pod.ip})
+        return Pod(playground, manifest, {"agent": images.agent}, hosts=broker_pod.hosts)
 
     return pod
 
@@ -68,11 +69,13 @@ async def test_without_chown_the_journal_is_still_nobody_elses_to_read_or_remove
 
 
 @pytest.mark.parametrize("missing", ["SETUID", "SETGID", "KILL"])
-async def test_without_one_of_them_the_agent_stays_up_and_names_it(broker_pod: Pod, play: Play, missing: str) -> None:
+async def test_without_one_of_them_the_agent_stays_up_and_names_it(
+    broker_pod: BrokerPod, play: Play, missing: str
+) -> None:
     lacking = f"the agent's container lacks {missing}; {WHAT_TO_GIVE}"
     async with (
         play([name for name in NEEDED if name != missing]) as pod,
-        Client(f"mqtt://{broker_pod.ip}:1883", "podhook", []) as client,
+        broker_pod.client() as client,
     ):
         said = await client.presence(pod, lambda said: said is not None and bool(said.problems), "what is missing")
         assert f"commands run in the agent's own container only: {lacking}" in said.problems, said
@@ -91,7 +94,7 @@ async def test_without_one_of_them_the_agent_stays_up_and_names_it(broker_pod: P
 async def test_without_sys_chroot_commands_run_in_the_agents_own_container_as_a_third_user(broker_pod, play) -> None:
     async with (
         play([name for name in NEEDED if name != "SYS_CHROOT"]) as pod,
-        Client(f"mqtt://{broker_pod.ip}:1883", "podhook", []) as client,
+        broker_pod.client() as client,
     ):
         outcome, code, message = told(await run(client, pod, command("target", "true")))
         assert (outcome, code) == (Outcome.REJECTED, ErrorCode.CONTAINER_NOT_ENTERABLE)

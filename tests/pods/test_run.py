@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.pods.broker import BrokerPod, heard_of
 from tests.pods.images import PROJECT, Images
-from tests.pods.play import EXAMPLES, Playground, Pod, heard_of
+from tests.pods.play import EXAMPLES, Playground, Pod
 from tests.pods.stand_ins import Manifest
 
 pytestmark = pytest.mark.pods
@@ -24,7 +26,7 @@ RENAMED = ("super_read_only", "read_only")
 
 
 @pytest.fixture(scope="module")
-def mysql(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[Pod]:
+def mysql(playground: Playground, images: Images, broker_pod: BrokerPod) -> Iterator[Pod]:
     """The MariaDB example under the names that the guide's files use."""
     manifest = Manifest.read(EXAMPLES / "mariadb.yaml")
     manifest.pod["metadata"]["labels"]["app"] = "my-app"
@@ -33,28 +35,32 @@ def mysql(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[P
     manifest.container("mariadb")["name"] = "mysql"
     secrets = {"mariadb": {"root-password": PASSWORD}}
     chosen = {"mysql": images.mariadb, "agent": images.agent}
-    with Pod(playground, manifest, chosen, secrets=secrets, hosts={"mosquitto": broker_pod.ip}) as pod:
+    with Pod(playground, manifest, chosen, secrets=secrets, hosts=broker_pod.hosts) as pod:
         yield pod
 
 
-def podhook_run(broker: Pod, pod: Pod, hook: str | Path, *, selector: str = "") -> subprocess.CompletedProcess[str]:
+def podhook_run(
+    broker: BrokerPod, pod: Pod, hook: str | Path, *, selector: str = ""
+) -> subprocess.CompletedProcess[str]:
     """`podhook run` on a file, or on a text as standard input; `selector` is for what other tests have pods of, too."""
     file, text = (str(hook), None) if isinstance(hook, Path) else ("-", hook)
     command = [sys.executable, "-m", "agent", "run", file, "-n", pod.namespace, "-o", "json"]
-    command += ["--broker", f"mqtt://{broker.ip}:1883", "--expect", "1", *(["-l", selector] if selector else [])]
+    command += ["--expect", "1", *(["-l", selector] if selector else [])]
+    env = {**os.environ, **broker.coordinator}
     return subprocess.run(
-        command, cwd=PROJECT, input=text, capture_output=True, text=True, timeout=RUN_SECONDS, check=False
+        command, cwd=PROJECT, env=env, input=text, capture_output=True, text=True, timeout=RUN_SECONDS, check=False
     )
 
 
 def succeeded(ended: subprocess.CompletedProcess[str]) -> str:
-    """What the one command printed, if the run succeeded."""
+    """What the one command printed, if the run succeeded; the agent's key vouches for it."""
     assert ended.returncode == 0, ended.stdout + ended.stderr
     (target,) = json.loads(ended.stdout)["targets"]
+    assert target["verified"] is True
     return str(target["stdout"])
 
 
-async def test_the_guides_mysql_hooks_do_to_a_real_server_what_they_say(broker_pod: Pod, mysql: Pod) -> None:
+async def test_the_guides_mysql_hooks_do_to_a_real_server_what_they_say(broker_pod: BrokerPod, mysql: Pod) -> None:
     def sql(statement: str) -> str:
         return mysql.exec("mysql", "mariadb", "-uroot", f"-p{PASSWORD}", "-N", "-e", statement).stdout
 
@@ -79,7 +85,7 @@ async def test_the_guides_mysql_hooks_do_to_a_real_server_what_they_say(broker_p
     assert "companyRecord" not in sql("show databases")
 
 
-async def test_the_hooks_beside_the_example_pods_run_in_them(broker_pod: Pod, mariadb: Pod) -> None:
+async def test_the_hooks_beside_the_example_pods_run_in_them(broker_pod: BrokerPod, mariadb: Pod) -> None:
     def read_only() -> str:
         query = 'exec mariadb -uroot -p"$MYSQL_ROOT_PASSWORD" -Ne "select @@global.read_only"'
         return mariadb.exec("mariadb", "sh", "-c", query).stdout.strip()
@@ -112,7 +118,7 @@ executor: {type: Pod, pod: {selector: app=postgresql}}
 """
 
 
-async def test_a_checkpoint_and_a_backup_bracket_in_a_real_postgresql(broker_pod: Pod, postgresql: Pod) -> None:
+async def test_a_checkpoint_and_a_backup_bracket_in_a_real_postgresql(broker_pod: BrokerPod, postgresql: Pod) -> None:
     def flushed() -> int:
         query = "select checkpoint_lsn - '0/0' from pg_control_checkpoint()"
         return int(postgresql.exec("postgresql", "psql", "-U", "postgres", "-Atc", query).stdout)
@@ -126,7 +132,7 @@ async def test_a_checkpoint_and_a_backup_bracket_in_a_real_postgresql(broker_pod
     assert "/" in stopped
 
 
-async def test_a_hook_that_fails_in_the_container_fails_the_run_and_says_why(broker_pod: Pod, mysql: Pod) -> None:
+async def test_a_hook_that_fails_in_the_container_fails_the_run_and_says_why(broker_pod: BrokerPod, mysql: Pod) -> None:
     await heard_of(broker_pod, mysql)
     text = (GUIDE / "exec-mysql-writable.yaml").read_text(encoding="utf-8")
     ended = podhook_run(broker_pod, mysql, text.replace("super_read_only", "no_such_variable"))

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from agent.contract.messages import Presence
-from tests.agents import Client, until
+from tests.agents import until
 from tests.brokers import poll
+from tests.pods.broker import BrokerPod
 from tests.pods.images import PROJECT, Images
 from tests.pods.play import EXAMPLES, PASSWORD, Playground, Pod, beside_agent, sweep
 from tests.pods.podman import podman
@@ -98,10 +99,10 @@ def test_the_agent_has_the_runtimes_default_capabilities_and_none_added(mariadb:
 
 
 @pytest.mark.parametrize("name", ["mariadb", "postgresql"])
-async def test_its_presence_is_at_the_broker(name, broker_pod: Pod, request) -> None:
+async def test_its_presence_is_at_the_broker(name, broker_pod: BrokerPod, request) -> None:
     pod: Pod = request.getfixturevalue(name)
     said: list[Presence | None] = []
-    async with Client(f"mqtt://{broker_pod.ip}:1883", "podhook", []) as client:
+    async with broker_pod.client() as client:
         await until(lambda: client.presences.get(str(pod)), f"{pod} is heard of")
         said = client.presences[str(pod)]
     presence = said[-1]

@@ -1,25 +1,23 @@
-"""A stage with keys: whose commands its agents obey, and with which key they speak."""
+"""A stage on the shipped mosquitto, with keys: whose commands its agents obey, and with which key they speak."""
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.contract.events import seal
-from agent.contract.messages import Message, Trigger
-from agent.contract.signing.envelope import Typ, sign
+from agent.contract.messages import Message
 from agent.contract.signing.keys import private_text, public_text
 from agent.coordinator import Coordinator
-from agent.sidecar.app import utc_now
-from tests.agents import AgentProcess, AnyAgent, Client, Sent, Stage, any_stage, stage
+from tests.agents import AgentProcess, AnyAgent, Client, Sent
+from tests.broker.shipped import Shipped
+from tests.broker.stage import ShippedStage, stage_on_shipped
 from tests.contract.signing.keys import pair
-
-__all__ = ["any_stage", "stage"]
+from tests.signing import signed
 
 
 @dataclass
@@ -29,7 +27,7 @@ class Realm:
     `shop` is the agents' own key; `stranger` is nobody's.
     """
 
-    stage: Stage
+    stage: ShippedStage
     directory: Path
 
     @property
@@ -64,8 +62,7 @@ class Realm:
     def coordinator(self, key: str | None = "nightly", agent_keys: Path | None = None, **more: Any) -> Coordinator:
         """A real coordinator on the stage."""
         return Coordinator(
-            self.stage.broker.url,
-            topic_root=self.stage.root,
+            self.stage.as_coordinator,
             key=self.key_file(key) if key else None,
             agent_keys=agent_keys,
             **more,
@@ -85,19 +82,8 @@ class Realm:
         return await self.stage.agent(pod, **{**keys, **settings})
 
     def signed(self, agent: AnyAgent, message: Message, key: str = "nightly", **changes: Any) -> bytes:
-        """A command as a coordinator signs it; `audience`, `expires`, `time` and `event_id` may be others."""
-        now = utc_now()
-        expires = message.deadline if isinstance(message, Trigger) else now + timedelta(minutes=15)
-        said = {
-            "source": "/coordinators/test",
-            "time": now,
-            "event_id": str(uuid.uuid4()),
-            "issuer": pair(key).kid,
-            "audience": f"{agent.namespace}/{agent.pod}/{agent.uid}",
-            "expires": expires,
-            **changes,
-        }
-        return sign(seal(message, **said), pair(key), Typ.COMMAND)
+        """A command as a coordinator signs it; see there for what `changes` may be."""
+        return signed(agent, message, pair(key), **changes)
 
     def make(
         self, agent: AnyAgent, action: Any, key: str = "nightly", *, of: dict[str, Any] | None = None, **changes: Any
@@ -123,5 +109,12 @@ class Realm:
 
 
 @pytest.fixture
-def realm(stage: Stage, tmp_path: Path) -> Realm:
+async def stage(shipped_mosquitto: Shipped, tmp_path: Path) -> AsyncIterator[ShippedStage]:
+    """Agents and clients of namespace `shop` with their users on the mosquitto that is shipped."""
+    async with stage_on_shipped(shipped_mosquitto, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def realm(stage: ShippedStage, tmp_path: Path) -> Realm:
     return Realm(stage, tmp_path)

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from agent.contract.messages import Started
-from tests.agents import AgentProcess, Stage, code
+from tests.agents import AgentProcess, code
+from tests.broker.stage import ShippedStage
 
 pytestmark = [pytest.mark.broker, pytest.mark.processes]
 
@@ -59,7 +60,7 @@ runpy.run_module("agent", run_name="__main__", alter_sys=True)
 class Watched:
     """An agent whose connections are known."""
 
-    stage: Stage
+    stage: ShippedStage
     agent: AgentProcess
 
     @property
@@ -70,7 +71,7 @@ class Watched:
 
 
 @pytest.fixture
-async def watched(stage: Stage) -> Watched:
+async def watched(stage: ShippedStage) -> Watched:
     agent = stage.make()
     agent.program = ("-c", WITNESS, str(agent.home / "connected"), "agent")
     await stage.start(agent)

@@ -17,12 +17,11 @@ from agent.contract.messages import OutcomeMessage, Presence
 from agent.contract.signing.envelope import Typ, sign, unverified
 from agent.contract.signing.peeking import peek
 from agent.contract.states import Outcome
-from agent.coordinator import HookCall, RunEvent, RunResult, Verdict, load_hooks
+from agent.coordinator import Coordinator, HookCall, RunEvent, RunResult, Verdict, load_hooks
 from agent.sidecar.app import utc_now
 from tests.agents import AgentProcess, online
 from tests.contract.signing.keys import pair
 from tests.security.conftest import Realm
-from tests.security.rewriting import HostileBroker
 
 pytestmark = [pytest.mark.broker, pytest.mark.processes]
 
@@ -79,7 +78,7 @@ async def run_and_forge(realm: Realm, agent: AgentProcess, *, forger: str | None
         if forger is not None:
             payload = sign(payload, pair(forger), Typ.OUTCOME)
         topic = realm.client.topics.reply(one.id, run_id, agent.namespace, agent.pod)
-        await realm.client.link.publish(Publication(topic, payload))
+        await realm.stage.insider.publish(Publication(topic, payload))
         return await running
 
 
@@ -154,7 +153,7 @@ def presence(pod: str, uid: str, **more: Any) -> bytes:
 async def test_a_made_up_agent_can_stop_a_run_but_not_be_counted_in_one(realm: Realm) -> None:
     await realm.agent()
     topic = realm.client.topics.presence("shop", "db-9")
-    await realm.client.link.publish(Publication(topic, presence("db-9", "uid-9"), retain=True))
+    await realm.stage.insider.publish(Publication(topic, presence("db-9", "uid-9"), retain=True))
     async with realm.coordinator(agent_keys=realm.agent_keys()) as one:
         run = await one.run(call("true"))
         assert (run.verdict, run.error and run.error.code) == (Verdict.NOT_STARTED, "missing_agents")
@@ -166,7 +165,7 @@ async def test_a_forged_successor_does_not_send_the_agent_away(realm: Realm) -> 
     said = len(realm.client.said(agent))
     topic = realm.client.topics.presence("shop", "db-0")
     for payload in (presence("db-0", "zzz"), sign(presence("db-0", "zzz"), pair("stranger"), Typ.OUTCOME)):
-        await realm.client.link.publish(Publication(topic, payload, retain=True))
+        await realm.stage.insider.publish(Publication(topic, payload, retain=True))
     await realm.client.presence(
         agent, lambda p: online(p) and p is not None and p.pod_uid == agent.uid, "says it again", after=said
     )
@@ -197,22 +196,21 @@ async def test_an_outcome_of_an_earlier_attempt_answers_no_later_one(realm: Real
                 stored.append(payload)
             return payload
 
-        hostile = HostileBroker(realm.stage.broker.port, keep)
-        async with hostile.serving():
-            from agent.coordinator import Coordinator
-
-            async with Coordinator(
-                hostile.url,
-                topic_root=realm.stage.root,
+        hostile = realm.stage.hostile(keep)
+        async with (
+            hostile.serving(),
+            Coordinator(
+                realm.stage.as_coordinator_by(hostile),
                 key=realm.key_file("nightly"),
                 agent_keys=realm.agent_keys(),
-            ) as watched:
-                assert (await watched.run(call("true"))).verdict is Verdict.SUCCEEDED
-                [old] = stored
-                first_runs = [topic for topic, _ in hostile.seen if "/runs/" in topic]
-                assert first_runs
-                hostile.rewrite = lambda topic, payload: old if "/runs/" in topic else payload
-                run = await watched.run(call("exit 1", timeout_seconds=1, start_window_seconds=1))
+            ) as watched,
+        ):
+            assert (await watched.run(call("true"))).verdict is Verdict.SUCCEEDED
+            [old] = stored
+            first_runs = [topic for topic, _ in hostile.seen if "/runs/" in topic]
+            assert first_runs
+            hostile.rewrite = lambda topic, payload: old if "/runs/" in topic else payload
+            run = await watched.run(call("exit 1", timeout_seconds=1, start_window_seconds=1))
         assert run.verdict is not Verdict.SUCCEEDED, "an old success was taken for a new one"
         assert agent.alive
         assert one.verifies
@@ -242,7 +240,7 @@ async def test_a_broker_that_rewrites_a_trigger_gets_nothing_run(realm: Realm, w
             "swapped header": b".".join([other, payload.split(b".")[1], signature]),
         }[what]
 
-    async with HostileBroker(realm.stage.broker.port, rewrite).serving() as hostile:
+    async with realm.stage.hostile(rewrite).serving() as hostile:
         agent = await realm.agent(broker_url=hostile.url)
         async with realm.coordinator(agent_keys=realm.agent_keys()) as one:
             run = await one.run(call(f"echo ran >> {tally.path}; exit 0", timeout_seconds=2, start_window_seconds=2))

@@ -42,7 +42,7 @@ async def contradicts(realm: Realm, agent: AgentProcess, payload: bytes) -> None
     await realm.works(agent)
     topic = realm.client.topics.presence("shop", "db-0")
     planted = _presence_in(payload)
-    await realm.client.link.publish(Publication(topic, payload, retain=True))
+    await realm.stage.insider.publish(Publication(topic, payload, retain=True))
     await realm.client.presence(agent, lambda p: p == planted, "stands there")
     at = realm.client.said(agent).index(planted)
     await realm.client.presence(agent, lambda p: online(p) and p and p.pod_uid == agent.uid, "says it", after=at + 1)
@@ -100,7 +100,7 @@ async def test_a_true_successor_still_takes_the_name(realm: Realm) -> None:
     agent = await realm.agent()
     now = utc_now()
     topic = realm.client.topics.presence("shop", "db-0")
-    await realm.client.link.publish(Publication(topic, signed("later", said_at=now, born=now)))
+    await realm.stage.insider.publish(Publication(topic, signed("later", said_at=now, born=now)))
     await agent.logged("agent.replaced", by_pod_uid="later")
 
 
@@ -110,7 +110,7 @@ async def test_a_siblings_presence_on_our_topic_does_not_send_us_away(realm: Rea
     now = utc_now()
     presence = Presence(namespace="shop", pod="db-1", pod_uid="zzz", state="online", born_at=now, clock=now)
     payload = sign(seal(presence, source="/agents/shop/db-1", time=now, event_id="1"), pair("shop"), Typ.OUTCOME)
-    await realm.client.link.publish(Publication(realm.client.topics.presence("shop", "db-0"), payload, retain=True))
+    await realm.stage.insider.publish(Publication(realm.client.topics.presence("shop", "db-0"), payload, retain=True))
     await realm.client.presence(
         agent, lambda p: online(p) and p is not None and p.pod_uid == agent.uid, "says its own again", after=said + 1
     )
