@@ -1,8 +1,8 @@
 """One run on a thousand pods: time to the last outcome and the coordinator's memory, with signatures and journals on.
 
-The coordinator is the real command in a process of its own. The agents are light ones, some hundred to a process, each
-with its own connection, journal, audit and keys. What runs is a TCP check: a thousand commands would measure this
-machine's cores, which in a cluster are a thousand nodes'.
+The coordinator is the real command in a process of its own; it asks a mock API server (kmock) which pods there are. The
+agents are light ones, some hundred to a process, each with its own connection, journal, audit and keys. What runs is a
+TCP check: a thousand commands would measure this machine's cores, which in a cluster are a thousand nodes'.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from agent.contract.signing.keys import generate, private_text, public_text
 from agent.coordinator import Coordinator
 from tests.agents import LightAgent, light_settings
 from tests.brokers import Mosquitto, mosquitto_binary
+from tests.cluster.world import a_world, pod
 
 AGENTS = 1000
 HOSTS = 2
@@ -67,7 +68,7 @@ def _hosts(directory: Path, url: str) -> Iterator[None]:
     """The processes that the agents live in."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     hosts = []
-    for number in range(HOSTS):
+    for number in ("cluster", *range(HOSTS)):
         command = [sys.executable, "-m", "benchmarks.fleet", str(directory), url, str(number)]
         hosts.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE))
     try:
@@ -86,11 +87,29 @@ async def _rounds(directory: Path, url: str) -> None:
         while (online := sum(each.state == "online" for each in await coordinator.agents())) < AGENTS:
             assert time.monotonic() < end, f"only {online} agents came online within {READY_SECONDS} s"
             await asyncio.sleep(0.5)
+    while not (directory / "cluster-is-up").exists():
+        assert time.monotonic() < end, f"the API server did not come up within {READY_SECONDS} s"
+        await asyncio.sleep(0.1)
     async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, backlog=2048) as server:
         hook = directory / "hook.yaml"
         hook.write_text(HOOK % server.sockets[0].getsockname()[1])
         trust = ["--key", directory / "coordinator.key", "--agent-keys", directory / "agent"]
-        command = [sys.executable, "-m", "agent", "run", hook, "-n", "shop", "-o", "json", "--broker", url, *trust]
+        cluster = ["--source", "kubernetes", "--kubeconfig", directory / "kubeconfig"]
+        command = [
+            sys.executable,
+            "-m",
+            "agent",
+            "run",
+            hook,
+            "-n",
+            "shop",
+            "-o",
+            "json",
+            "--broker",
+            url,
+            *trust,
+            *cluster,
+        ]
         for _ in range(ROUNDS):
             begun = time.perf_counter()
             process = await asyncio.create_subprocess_exec(
@@ -128,6 +147,15 @@ async def _peak_mb(pid: int) -> float:
         await asyncio.sleep(0.02)
 
 
+async def _cluster(directory: Path) -> None:
+    """The API server that knows the pods, until standard input ends."""
+    async with a_world(directory) as world:
+        for at in range(AGENTS):
+            world.put("v1/pods", pod(f"db-{at}", labels={"app": "db"}))
+        (directory / "cluster-is-up").touch()
+        await asyncio.to_thread(sys.stdin.read)
+
+
 async def _host(directory: Path, url: str, number: int) -> None:
     """Some of the agents, until standard input ends."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
@@ -138,6 +166,7 @@ async def _host(directory: Path, url: str, number: int) -> None:
     for at in mine:
         settings = light_settings(url, "podhook", home, f"db-{at}").model_copy(
             update={
+                "pod_uid": f"uid-shop-db-{at}",
                 "allow_unsigned": False,
                 "trusted_keys": directory / "coordinator" / "shop.pub",
                 "agent_key": directory / "agent.key",
@@ -156,6 +185,7 @@ async def _host(directory: Path, url: str, number: int) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        asyncio.run(_host(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
+        where, broker_url, what = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+        asyncio.run(_cluster(where) if what == "cluster" else _host(where, broker_url, int(what)))
     else:
         asyncio.run(main())
