@@ -22,7 +22,7 @@ from agent.contract.templates import PodExecutor
 from agent.coordinator.calls import HookCall
 from agent.coordinator.results import OnEvent, RunEvent, TargetResult
 from agent.coordinator.targets import Target
-from agent.coordinator.verdict import may_retry, never_started, that_counts
+from agent.coordinator.verdict import Ended, may_retry, never_started, that_counts
 from agent.coordinator.watch import CANCEL_SECONDS, Step, Watch
 from agent.coordinator.wire import MAX_QUESTIONS, Wire
 
@@ -135,7 +135,7 @@ class Round:
                 result = await self._attempt(target, attempt, wait_for_go=True)
                 round_of.append(TargetResult(target, attempt, result))
                 tried.setdefault(target, []).append(round_of[-1])
-                if self._active_go(target) or not never_started(result.outcome, _code(result)):
+                if self._active_go(target) or not never_started(Ended.of(result)):
                     candidates, round_of = [target], round_of[-1:]  # what the others said does not count any more
                     break
             again = next((each for each in round_of if self._may_retry(attempt, each.result)), None)
@@ -470,7 +470,7 @@ def _clock() -> float:
 
 def _that_counts(attempts: Sequence[TargetResult]) -> TargetResult:
     """A target's result after all its attempts; says so if the last one had no effect and an earlier one may have."""
-    one = attempts[that_counts([(each.result.outcome, _code(each.result)) for each in attempts])]
+    one = attempts[that_counts([Ended.of(each.result) for each in attempts])]
     last = attempts[-1]
     if one is last:
         return one

@@ -17,7 +17,8 @@ from typing import Any
 import structlog
 
 from agent.contract.actions import Action
-from agent.contract.messages import OfAttempt, OutcomeMessage, Query, Trigger, TriggerAddress
+from agent.contract.messages import ErrorDetail, OfAttempt, OutcomeMessage, Query, Trigger, TriggerAddress
+from agent.contract.states import Outcome
 from agent.pod.identity import Identity
 from agent.sidecar.audit_stream import AppendedFile, LineWriter, Sink, StandardOutput
 from agent.sidecar.floods import Flood
@@ -65,14 +66,23 @@ class Audit:
         self._put("decision", {"decision": "accepted", **_by(who), **what, "rule": prepared.rule})
 
     def refused(
-        self, address: TriggerAddress, trigger_hash: str, code: str, reason: str, rule: str = "", who: Voucher = ANYBODY
+        self,
+        address: TriggerAddress,
+        trigger_hash: str,
+        why: ErrorDetail | None,
+        who: Voucher = ANYBODY,
+        container: str = "",
     ) -> None:
-        """A trigger will not run. `rule` is the policy's that says so. The address alone is known of some."""
-        what = _of(address, trigger_hash)
+        """A trigger will not run. `container` is the one it would have run in, if that is known.
+
+        The address alone is known of some.
+        """
+        what, said = _of(address, trigger_hash), _why(why)
         if isinstance(address, Trigger):
-            what = _of_trigger(address, trigger_hash, "", address.action)
-            reason = redactor_of(address).text(reason)
-        self._refuse(who, {**what, "code": str(code), "reason": reason, **({"rule": rule} if rule else {})})
+            what = _of_trigger(address, trigger_hash, container, address.action)
+            hide = redactor_of(address).text
+            said = {name: hide(word) if name == "reason" else word for name, word in said.items()}
+        self._refuse(who, {**what, **said})
 
     def repeated(self, trigger: Trigger, trigger_hash: str, who: Voucher = ANYBODY) -> None:
         """A trigger that was seen before came again: a redelivery, or a replay. It does not run again."""
@@ -102,14 +112,20 @@ class Audit:
     # -- outcomes
 
     def ended(self, outcome: OutcomeMessage, hook: str = "", *, recovered: bool = False) -> None:
-        """An attempt that was accepted has ended. `recovered`: it was found so after a restart."""
+        """An attempt that was accepted has ended. `recovered`: it was found so after a restart.
+
+        Of one that was refused after all, at the socket for example, the line says why, as its decision would have.
+        """
+        why = _why(outcome.error)
+        if outcome.outcome is not Outcome.REJECTED:
+            why.pop("reason", None)  # it may quote what a server or a command said
         line: dict[str, object] = {
             "run_id": outcome.run_id,
             "attempt": outcome.attempt,
             "trigger_hash": outcome.trigger_hash,
             **({"hook": hook} if hook else {}),
             "outcome": str(outcome.outcome),
-            **({"code": outcome.error.code} if outcome.error else {}),
+            **{name: _short(word, MAX_REASON_CHARACTERS) for name, word in why.items()},
             "duration_seconds": round(outcome.duration_seconds, 4),
             **({"recovered": True} if recovered else {}),
         }
@@ -171,6 +187,14 @@ def _by(who: Voucher) -> dict[str, object]:
     return {"key_id": who.kid or UNSIGNED, **({"key_name": who.name} if who.name else {})}
 
 
+def _why(error: ErrorDetail | None) -> dict[str, str]:
+    """Why something was refused: the code, the sentence, and the policy's rule if one says so."""
+    if error is None:
+        return {}
+    rule = {"rule": error.rule} if error.rule else {}
+    return {"code": error.code, "reason": error.message, **rule}
+
+
 def _of(address: TriggerAddress, trigger_hash: str) -> dict[str, object]:
     return {
         "command": "trigger",
@@ -185,12 +209,11 @@ def _of_trigger(trigger: Trigger, trigger_hash: str, container: str, action: Act
     found = _of(trigger, trigger_hash)
     if trigger.name or trigger.hook:
         found["hook"] = trigger.name or (trigger.hook.name if trigger.hook else "")
-    if action is None:
-        return {**found, "action": "catalogue"}
     hide = redactor_of(trigger).text
-    words = {name: hide(value) if isinstance(value, str) else value for name, value in _what(action).items()}
-    if container or action.container_name:
-        words["container"] = container or action.container_name
+    what = _what(action) if action is not None else {"action": "catalogue"}
+    words = {name: hide(value) if isinstance(value, str) else value for name, value in what.items()}
+    if container := container or (action.container_name if action is not None else None) or "":
+        words["container"] = container
     return {**found, **{name: _short(word) if isinstance(word, str) else word for name, word in words.items()}}
 
 

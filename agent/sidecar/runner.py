@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.actions.addresses import Reach
+from agent.actions.addresses import NO_POLICY, Reach
 from agent.actions.exec import ExecOptions, run_exec
 from agent.actions.stop import Stop
 from agent.actions.tcp import run_tcp
@@ -26,7 +26,7 @@ from agent.pod.containers import Containers
 from agent.pod.job import MINIMAL_PATH
 from agent.pod.processes import MARK_VARIABLE, Launcher
 from agent.sidecar.policy import Asked, Policy, judge
-from agent.sidecar.policy.judge import NO_POLICY, hook_action, judge_redirect
+from agent.sidecar.policy.judge import hook_action, judge_redirect
 from agent.sidecar.redaction import secrets_of_action, secrets_of_params
 from agent.sidecar.secret_files import with_secrets
 
@@ -125,10 +125,14 @@ class Runner:
             assert hook is not None
             action = hook_action(policy, hook.name, hook.params)
         asked, own = await self._resolved(trigger, action)
-        decision = judge(policy, asked)
-        if decision.refusal is not None:
-            raise decision.refusal
-        action, of_files = with_secrets(action, self._options.secrets_dir)
+        try:
+            decision = judge(policy, asked)
+            if decision.refusal is not None:
+                raise decision.refusal
+            action, of_files = with_secrets(action, self._options.secrets_dir)
+        except Refusal as refusal:
+            refusal.container = asked.container
+            raise
         of_params = secrets_of_params(hook.params) if hook is not None else []
         redactor = Redactor([*of_files, *of_params, *secrets_of_action(action), *self._options.secrets])
         return Prepared(

@@ -530,3 +530,13 @@ def test_a_no_at_the_socket_is_believed_although_it_was_started():
     no = outcome(Outcome.REJECTED, error=ErrorDetail(code=ErrorCode.ADDRESS_REFUSED, message="no"))
     assert w.hear(no, 102) == "outcome"
     assert w.conclude().outcome is Outcome.REJECTED
+
+
+@pytest.mark.parametrize(("status", "believed"), [(307, Outcome.REJECTED), (None, Outcome.LOST)])
+def test_a_no_to_a_redirect_is_believed_although_it_was_started(status, believed):
+    w = watch()
+    w.copies = 2
+    w.hear(reply(Started, at=AT), 101)
+    error = ErrorDetail(code=ErrorCode.POLICY_DENIED, message="no", rule="http[0]")
+    w.hear(outcome(Outcome.REJECTED, error=error, http_status=status), 102)
+    assert w.conclude().outcome is believed
