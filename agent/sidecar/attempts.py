@@ -386,6 +386,8 @@ class Attempts:
         report = await self._answers.to(query, command.voucher, command.hash)
         if query.settle and report.tombstoned:
             self.audit.obeyed(query, "tombstoned", command.voucher)
+        else:
+            self.audit.answered(query, command.voucher)
         if len(self._tasks) < MAX_TASKS:
             self._spawn(self.voice.report(query.coordinator, report), f"report {query.query_id}")
         else:

@@ -56,6 +56,7 @@ class Audit:
         self._now = now
         self._strangers = Flood(clock=clock)
         self._known = Flood(clock=clock)  # of their own: a flood of strangers must not hide a refusal of a trusted key
+        self._questions = Flood(clock=clock)  # coordinators ask again and again: that must not hide refusals either
         self._writer = LineWriter(sink, self._dropped, failed) if sink is not None else None
 
     # -- decisions
@@ -86,7 +87,9 @@ class Audit:
 
     def repeated(self, trigger: Trigger, trigger_hash: str, who: Voucher = ANYBODY) -> None:
         """A trigger that was seen before came again: a redelivery, or a replay. It does not run again."""
-        self._limited(who, "decision", {"decision": "repeated", **_by(who), **_of(trigger, trigger_hash)})
+        self._limited(
+            self._of_whom(who), "decision", {"decision": "repeated", **_by(who), **_of(trigger, trigger_hash)}
+        )
 
     def unverified(self, payload: bytes, code: str, reason: str) -> None:
         """Bytes that nobody vouches for: whatever they ask for, nothing in them is believed."""
@@ -108,6 +111,11 @@ class Audit:
         """A command other than a trigger changed something: what, in a word."""
         line = {"decision": "accepted", **_by(who), **_of_command(command), "effect": effect, **more}
         self._put("decision", line)
+
+    def answered(self, query: Query, who: Voucher = ANYBODY) -> None:
+        """A query was answered and changed nothing: somebody read what ran here, output included."""
+        line: dict[str, object] = {"decision": "accepted", **_by(who), **_of_command(query), "effect": "answered"}
+        self._limited(self._questions, "decision", line)
 
     # -- outcomes
 
@@ -135,9 +143,9 @@ class Audit:
 
     def settle(self) -> None:
         """Tell of refusals that were held back, when no other line does."""
-        for flood in (self._strangers, self._known):
+        for flood, of in ((self._strangers, "refused"), (self._known, "refused"), (self._questions, "answered")):
             if count := flood.settle():
-                self._put("suppressed", {"count": count})
+                self._put("suppressed", {"count": count, "of": of})
 
     def close(self) -> None:
         """Tell what was held back and write what waits."""
@@ -150,10 +158,13 @@ class Audit:
     def _refuse(self, who: Voucher, line: dict[str, object]) -> None:
         reason = str(line.pop("reason", ""))
         more = {"reason": _short(reason, MAX_REASON_CHARACTERS)} if reason else {}
-        self._limited(who, "decision", {"decision": "refused", **_by(who), **line, **more})
+        self._limited(self._of_whom(who), "decision", {"decision": "refused", **_by(who), **line, **more})
 
-    def _limited(self, who: Voucher, kind: str, line: dict[str, object]) -> None:
-        held_back = (self._known if who.kid else self._strangers).admit()
+    def _of_whom(self, who: Voucher) -> Flood:
+        return self._known if who.kid else self._strangers
+
+    def _limited(self, flood: Flood, kind: str, line: dict[str, object]) -> None:
+        held_back = flood.admit()
         if held_back is not None:
             self._put(kind, {**line, **({"suppressed": held_back} if held_back else {})})
 

@@ -250,6 +250,24 @@ def test_the_number_is_told_also_when_nothing_follows(stage: Stage) -> None:
     assert [(each["audit"], each.get("count")) for each in stage.said()[60:]] == [("suppressed", 10)]
 
 
+def test_questions_are_told_and_bounded_and_hide_no_refusal(stage: Stage) -> None:
+    query = Query(query_id=RUN, coordinator="c", run_id=RUN)
+    for _ in range(1000):
+        stage.audit.answered(query, WHO)
+    stage.audit.refused(trigger(), HASH, ErrorDetail(code="busy", message=""), WHO)
+    stage.audit.obeyed(query, "tombstoned", WHO)
+    stage.audit.settle()
+    first, *rest = stage.said()
+    assert (first["decision"], first["command"], first["effect"], first["key_id"], first["run_id"]) == (
+        "accepted", "query", "answered", "key-1", RUN)  # fmt: skip
+    assert len([each for each in rest if each.get("effect") == "answered"]) == 59
+    assert [(each.get("code"), each.get("effect"), each.get("count"), each.get("of")) for each in rest[59:]] == [
+        ("busy", None, None, None),
+        (None, "tombstoned", None, None),
+        (None, None, 940, "answered"),
+    ]
+
+
 def test_off_writes_nothing() -> None:
     audit = Audit(IDENTITY, open_sink("off"), lambda: NOW, lambda _: None)
     audit.accepted(trigger(), HASH, prepared(trigger()))
