@@ -27,10 +27,12 @@ ENV = {
     "API_TOKEN": TOKEN,
     "CACHE": f"redis://app:{URL_PASSWORD}@cache:6379/0",
     "HARMLESS": "may-be-seen",
+    "FIFTY": "y" * 50,  # base64 breaks its lines after 57 bytes
     "BIG_SECRETS_FILE": "/run/may-be-seen-too",
 }
 SAYS_ALL = (
-    'env; env >&2; set -x; : "$APP_PASSWORD" "$API_TOKEN"; echo "$APP_PASSWORD" | base64; printf "\\377$API_TOKEN"'
+    'env; env >&2; set -x; : "$APP_PASSWORD" "$API_TOKEN"; echo "$APP_PASSWORD" | base64; printf "\\377$API_TOKEN";'
+    'printf %s "$FIFTY$APP_PASSWORD$API_TOKEN" | base64 >&2; printf %s "$FIFTY$API_TOKEN" | base64 -w 64'
 )
 
 
@@ -52,7 +54,8 @@ def pod(playground: Playground, images: Images, broker_pod: Pod) -> Iterator[Pod
 def traces(secret: str) -> set[bytes]:
     """How a secret could look."""
     raw = secret.encode()
-    return {raw, json.dumps(secret)[1:-1].encode(), base64.b64encode(raw)[:12], base64.b64encode(b"\xff" + raw)[2:14]}
+    in_base64 = {base64.b64encode(b"y" * shift + raw)[4:-4] for shift in range(3)}
+    return {raw, json.dumps(secret)[1:-1].encode(), base64.b64encode(raw)[:12], *in_base64}
 
 
 async def test_no_secret_of_a_containers_environment_is_anywhere_afterwards(
@@ -95,6 +98,7 @@ async def test_no_secret_of_a_containers_environment_is_anywhere_afterwards(
     journal = base64.b64decode(copied.stdout)
     assert b"[redacted]" in journal, copied
     haystack = b"\n".join([*said, logs.encode(), journal])
+    haystack += haystack.replace(b"\\n", b"").replace(b"\n", b"")  # what stood in lines, as one
     for secret in SECRETS:
         for trace in traces(secret):
             assert trace not in haystack, f"{trace!r} of {secret!r} was left behind"
