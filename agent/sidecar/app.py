@@ -229,6 +229,7 @@ class Agent:
             ),
             now=self._now,
             policy=self._policy.current,
+            environments=self._launcher.learn_environments if isinstance(self._launcher, EnteringLauncher) else None,
         )
         attempts = Attempts(
             identity=self._identity,
