@@ -164,16 +164,21 @@ class Mosquitto(RealBroker):
 
 
 class Nats(RealBroker):
-    """The embedded broker's server, started without an event loop."""
+    """The embedded broker's server, started without an event loop, and with NATS's own limit of a payload (1 MiB)."""
 
     def __str__(self) -> str:
         return "nats-server"
 
     def command(self, port: int) -> list[str]:
         try:
-            return embedded.command(self.directory, self.directory / "state", self.log, port=port)
+            command = embedded.command(self.directory, self.directory / "state", self.log, port=port)
         except embedded.InvalidSettings:
             pytest.skip(NO_NATS)
+        configuration = Path(command[-1])
+        ours = configuration.read_text()
+        assert ours.count("max_payload: 261120\n") == 1
+        configuration.write_text(ours.replace("max_payload: 261120\n", ""))
+        return command
 
     def ready(self, port: int) -> bool:
         return embedded.listening_port(self.log) == port

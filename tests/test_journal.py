@@ -94,6 +94,18 @@ def file_of(directory: Path) -> Path:
     return directory / f"journal-{UID}.sqlite3"
 
 
+# --- what is kept for the next life
+
+
+def test_since_when_whom_the_agent_obeys_is_kept_and_nothing_else_hangs_on_it(tmp_path):
+    with opened(tmp_path) as journal:
+        assert journal.obeyed() is None
+        journal.keep_obeyed("once")
+        journal.keep_obeyed("twice")
+    with opened(tmp_path, now=after(minutes=1)) as journal:
+        assert (journal.obeyed(), journal.born_at) == ("twice", NOW)
+
+
 # --- what happens to an attempt
 
 

@@ -51,8 +51,16 @@ _TEREDO = IPv6Network("2001::/32")  # RFC 4380
 _ISATAP = 0x00005EFE
 
 
+#: How a decision is named where the agent has no policy.
+NO_POLICY = "no policy"
+
+
 class AddressRefusedError(OSError):
     """No socket was made for an address; the text says why. An OSError, so that the next address is tried."""
+
+    def __init__(self, why: str, rule: str = NO_POLICY) -> None:
+        super().__init__(why)
+        self.rule = rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +103,11 @@ class Reach:
                 "add pod to its hosts if that is meant"
             )
         return None
+
+    @property
+    def named(self) -> str:
+        """Which rule says so, for the outcome and the audit."""
+        return self.rule or NO_POLICY
 
     def _names(self, form: Address, block: Network) -> bool:
         return any(form in network and _within(network, block) for network in self.networks)

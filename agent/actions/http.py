@@ -96,6 +96,12 @@ class _Seen:
     refused: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def note_answered(self, following: _Request) -> None:
+        """What is refused now follows a request that was sent: it may have taken effect."""
+        if self.status is not None:
+            led = f"the redirect to {following.target} was refused"
+            self.notes.append(f"a request had been answered ({self.status}) before {led}")
+
     def added_to(self, result: Result, options: HttpOptions) -> Result:
         """`result` with the status, the kept start of the body, and the notes; without secrets."""
         limit_bytes = options.body_limit_bytes
@@ -118,9 +124,10 @@ async def run_http(
 
     `pod_address` is used when the action has no host; `port` is the action's, names already resolved.
     Succeeded for 200 <= status < 400, a redirect to another host included; timed_out, cancelled or
-    interrupted when `stop` asks first; rejected when it may connect to none of the host's addresses, so that nothing
-    was sent; failed otherwise. `http_status` and `stdout` are set whenever there
-    was an answer. Raises nothing for what a server or the network does.
+    interrupted when `stop` asks first; rejected when it may connect to none of the host's addresses, or a redirect asks
+    for what is not allowed (then a note, and `http_status`, say that a request was answered before); failed otherwise.
+    `http_status` and `stdout` are set whenever there was an answer. Raises nothing for what a server or the network
+    does.
     """
     host = action.host or pod_address
     if problem := network.host_problem(host):
@@ -220,7 +227,7 @@ async def _attempt(seen: _Seen, options: HttpOptions, *, given_host: bool) -> Re
         """Sees every connection: redirects and literal addresses too (FACTS: HTTP actions and addresses)."""
         if (why := seen.reach.refusal(str(info[4][0]))) is not None:
             seen.refused.append(why)
-            raise AddressRefusedError(why)
+            raise AddressRefusedError(why, seen.reach.named)
         seen.tried.append(info[4])
         return socket.socket(*info[:3])
 
@@ -257,12 +264,10 @@ async def _attempt(seen: _Seen, options: HttpOptions, *, given_host: bool) -> Re
 
 
 def _address_refused(seen: _Seen) -> Result:
-    """Rejected while nothing was sent; after a redirect a request has been answered, and so it failed."""
-    host, redirected = seen.request.url.host or "", seen.status is not None
-    outcome = Outcome.FAILED if redirected else Outcome.REJECTED
-    message = refused(network.address_text(host, seen.request.url.port or 0), seen.refused)
-    after = f" (after a redirect, {seen.status})" if redirected else ""
-    return failure(outcome, ErrorCode.ADDRESS_REFUSED, message + after)
+    """Rejected: no socket was made. After a redirect a note says that a request was answered before."""
+    message = refused(network.address_text(seen.request.url.host or "", seen.request.url.port or 0), seen.refused)
+    seen.note_answered(seen.request)
+    return failure(Outcome.REJECTED, ErrorCode.ADDRESS_REFUSED, message, seen.reach.named)
 
 
 async def _exchange(session: aiohttp.ClientSession, seen: _Seen, options: HttpOptions, *, verify: bool) -> Result:
@@ -292,10 +297,9 @@ async def _exchange(session: aiohttp.ClientSession, seen: _Seen, options: HttpOp
                     try:
                         seen.reach = options.follow(following.method, following.url.port or 0, following.url.raw_path)
                     except Refusal as no:
-                        message = (
-                            f"the redirect ({response.status}) to {following.target} was not followed: {no.message}"
-                        )
-                        return failure(Outcome.FAILED, no.code, message)
+                        seen.note_answered(following)
+                        message = f"the redirect ({response.status}) was not followed: {no.message}"
+                        return failure(Outcome.REJECTED, no.code, message, no.rule)
                 seen.request, seen.tried, seen.refused = following, [], []
                 continue
             seen.notes += [following] if following else []

@@ -121,10 +121,11 @@ def connection_failure(host: str, port: int, tried: Iterable[tuple[Any, ...]], e
     all were refused by the agent itself: then nothing left it.
     """
     target = address_text(host, port)
-    not_allowed = [str(error) for error in errors if isinstance(error, AddressRefusedError)]
+    no = [error for error in errors if isinstance(error, AddressRefusedError)]
+    not_allowed = [str(error) for error in no]
     errors = [error for error in errors if not isinstance(error, AddressRefusedError)]
     if not errors:
-        return failure(Outcome.REJECTED, ErrorCode.ADDRESS_REFUSED, refused(target, not_allowed))
+        return failure(Outcome.REJECTED, ErrorCode.ADDRESS_REFUSED, refused(target, not_allowed), no[0].rule)
     addresses = [text for text in dict.fromkeys(address_text(*pair[:2]) for pair in tried) if text != target]
     listed = ", ".join(addresses[:_LISTED_ADDRESSES])
     if len(addresses) > _LISTED_ADDRESSES:

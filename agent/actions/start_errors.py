@@ -48,6 +48,7 @@ _JUDGEMENTS = {
         "its variables whose names look secret are more than 128, or larger than 64 KiB together: too many to redact",
         "put large secrets into files",
     ),
+    "environment": ("its main process overwrote its environment", "what it was started with is not known"),
     "container": ("it does not run now", "try again when it does"),
     "launcher: it was started anew": ("the launcher was started anew before it had begun", "try again"),
 }
@@ -67,7 +68,7 @@ def not_started(program: str, container: str, error: StartError, user: str = "")
         )
         return failure(Outcome.FAILED, ErrorCode.ENVIRONMENT_UNAVAILABLE, message)
     if error.step != "execve":
-        message = f"cannot enter container {container!r}: {_obstacle(error, user)}"
+        message = f"cannot enter container {container!r}: {obstacle(error, user)}"
         return failure(Outcome.FAILED, ErrorCode.START_FAILED, message)
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         searched = "" if "/" in program else f" (searched in PATH {error.searched})"
@@ -93,7 +94,8 @@ def shown(program: str) -> str:
     return repr(program if len(program) <= _SHOWN_CHARACTERS else f"{program[:_SHOWN_CHARACTERS]}...")
 
 
-def _obstacle(error: StartError, user: str) -> str:
+def obstacle(error: StartError, user: str = "") -> str:
+    """Why a container cannot be entered, and what to change."""
     if error.step in _JUDGEMENTS:
         wrong, next_step = _JUDGEMENTS[error.step]
         return f"{wrong.format(user=user)}; {next_step}"

@@ -106,7 +106,7 @@ async def _race(waiting: deque[tuple[int, Address]], state: _Connecting) -> None
 async def _try(family: int, address: Address, state: _Connecting) -> None:
     """Connect to one address: the first that opens stays in `state.opened`, any other is closed."""
     if (why := state.reach.refusal(address[0])) is not None:
-        state.errors.append(AddressRefusedError(why))
+        state.errors.append(AddressRefusedError(why, state.reach.named))
         return
     state.tried.append(address)
     try:

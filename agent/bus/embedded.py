@@ -146,11 +146,13 @@ def command(private: Path, state_dir: Path, log_file: Path, *, port: int = 0) ->
 
 
 def _configuration(state_dir: Path, log_file: Path, port: int) -> str:
+    # max_payload: a little less than the 262144 bytes of a packet that an agent reads, as manifests/broker has it.
     # ack_wait: what was not acknowledged is sent again after this time; NATS's own default is 30 s.
     # JSON's quoting of a string is valid in this format.
     return f"""\
 server_name: podhook-embedded
 listen: "127.0.0.1:-1"
+max_payload: 261120
 log_file: {json.dumps(str(log_file))}
 jetstream {{ store_dir: {json.dumps(str(state_dir))} }}
 mqtt {{ listen: "127.0.0.1:{port or -1}", ack_wait: "2s" }}

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Self
 
 from agent.bus.mqtt import Connection, ProtocolRefused, unsayable
+from agent.bus.reading import Refused
 from agent.bus.types import Connected, Disconnected, Inbox, Limits, LinkEvent, LinkOptions, Publication
 from agent.contract.errors import BusError, InvalidSettings, LinkDown
 
@@ -33,6 +34,7 @@ class Link:
         self._broker = broker
         self._options = options
         self._inbox = Inbox(options)
+        self._refused = Refused()
         self._connection: Connection | None = None
         self._protocol = "5" if broker.protocol == "auto" else broker.protocol
         self._task: asyncio.Task[None] | None = None
@@ -109,7 +111,7 @@ class Link:
         pause = RECONNECT_FIRST_SECONDS
         while True:
             connection: Connection | None = None
-            up_since = loop.time()
+            up_since, read_away = loop.time(), self._refused.read_away
             try:
                 connection = await self._open()
                 self._connection = connection
@@ -118,7 +120,8 @@ class Link:
                 raise LinkDown(await asyncio.shield(connection.lost))
             except (BusError, InvalidSettings) as error:
                 self._connection = None
-                if connection is not None and loop.time() - up_since >= STEADY_SECONDS:
+                steady = connection is not None and loop.time() - up_since >= STEADY_SECONDS
+                if steady or self._refused.read_away > read_away:  # one message less stands in the way
                     pause = RECONNECT_FIRST_SECONDS
                 retry = pause * random.uniform(0.5, 1)  # noqa: S311 (jitter, not a secret)
                 self._say(Disconnected(str(error), retry), error)
@@ -144,7 +147,7 @@ class Link:
 
     async def _open(self) -> Connection:
         try:
-            connection = Connection(self._broker, self._options, self._protocol, self._inbox)
+            connection = Connection(self._broker, self._options, self._protocol, self._inbox, self._refused)
         except ValueError as error:  # the will is asked for here, and written
             raise unsayable(error) from error
         try:

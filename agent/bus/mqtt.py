@@ -6,8 +6,8 @@ What the library leaves open and this file closes (each has a test in tests/bus)
 - A publish that the broker refuses raises; one that is cancelled leaves nothing behind.
 - The session is kept over restarts; what waits in our own queue when the connection breaks is dropped,
   because the broker delivers it again.
-- Incoming messages are bounded: by Receive Maximum, by count and bytes of our queue, by size and by time: what to do
-  with a packet over the limit is decided when it is announced, so its memory is never needed (see `reading`).
+- Incoming messages are bounded: by Receive Maximum, by count and bytes of our queue, by size and by time: a packet over
+  the limit ends the connection when it is announced, so its memory is never needed (see `reading`).
 - TCP_NODELAY, and TCP_QUICKACK re-armed: a round trip of 88 ms becomes 0.4.
 
 One connection is one client of the library: what paho keeps for a client that lost its link would otherwise
@@ -35,7 +35,7 @@ from paho.mqtt.properties import Properties
 
 from agent.bus.dial import dial, tls_error
 from agent.bus.limits import limits_of
-from agent.bus.reading import PacketTooLargeError, Reading
+from agent.bus.reading import PacketTooLargeError, Reading, Refused
 from agent.bus.types import Delivery, Inbox, Limits, LinkOptions, Publication
 from agent.contract.errors import BrokerRefused, BusError, InvalidSettings, LinkDown, PublishRefused
 
@@ -70,7 +70,7 @@ class ProtocolRefused(BrokerRefused):
 class Connection:
     """One TCP life of a link. paho's callbacks run on the event loop, so nothing here needs a lock."""
 
-    def __init__(self, broker: Broker, options: LinkOptions, protocol: str, inbox: Inbox) -> None:
+    def __init__(self, broker: Broker, options: LinkOptions, protocol: str, inbox: Inbox, refused: Refused) -> None:
         self._broker = broker
         self._options = options
         self._inbox = inbox
@@ -111,7 +111,7 @@ class Connection:
         self._reading = Reading(
             self._paho._sock_recv,  # noqa: SLF001
             packet_limit_bytes=options.packet_limit_bytes,
-            announced=v5,
+            refused=refused,
         )
         setattr(self._paho, "_sock_recv", self._sock_recv)  # noqa: B010
 
@@ -285,6 +285,8 @@ class Connection:
             topic = message.topic
         except UnicodeDecodeError:
             topic = ""
+        if oversize:
+            self._log_too_large(oversize, "it ended a connection before: read away, and acknowledged", topic=topic)
         if message.qos == 0:
             delivery = Delivery(topic, payload, 0, message.retain, oversize)
             if not self._inbox.put(delivery) and self._inbox.dropped.bit_count() == 1:  # 1, 2, 4, 8, ...
@@ -315,8 +317,9 @@ class Connection:
     def _sock_recv(self, size: int) -> bytes:
         try:
             return self._reading.read(self._paho._in_packet, size)  # noqa: SLF001
-        except PacketTooLargeError:
+        except PacketTooLargeError as error:
             self._say_too_large()
+            self._log_too_large(error.announced.size, error.next_step)
             raise
 
     def _say_too_large(self) -> None:
@@ -328,6 +331,10 @@ class Connection:
         if self._protocol == "5" and sock is not None and not self._paho._out_packet:  # noqa: SLF001
             with contextlib.suppress(OSError):
                 cast("socket.socket", sock).send(bytes((0xE0, 1, _PACKET_TOO_LARGE)))
+
+    def _log_too_large(self, size: int, next_step: str, **about: str) -> None:
+        limit = self._options.packet_limit_bytes
+        log.warning("bus.packet_too_large", packet_bytes=size, limit_bytes=limit, next=next_step, **about)
 
     # -- callbacks
 

@@ -64,8 +64,8 @@ class Disconnected:
 class Delivery:
     """A message that arrived. QoS 1 is delivered again until `ack` was called.
 
-    `oversize_bytes` is set when the packet was over the limit and its body was thrown away (MQTT 3.1.1 only: with 5 the
-    broker knows the limit and delivers no such thing); the payload is then empty.
+    `oversize_bytes` is set when the packet was over the limit, ended a connection, came again, and its body was thrown
+    away; the payload is then empty.
     """
 
     topic: str

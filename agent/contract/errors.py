@@ -10,7 +10,7 @@
     |   |-- InvalidKey        a file that is no key of ours
     |   |-- InvalidHook       a HookTemplate with problems; carries all of them
     |   `-- InvalidSettings   a flag or a PODHOOK_* variable that cannot be used
-    |-- Refusal               an agent says no before anything ran; TEMPORARY has the codes that pass
+    |-- Refusal               an agent says no; TEMPORARY has the codes that pass
     |-- IllegalMove           a bug: a state that cannot follow the present one
     |-- JournalUnavailable    the disk's fault; goes away when it has room and works again
     |   |-- JournalFull       at its bound of rows or bytes; goes away as old outcomes are forgotten
@@ -195,13 +195,18 @@ class InvalidSettings(BadInput):
 
 
 class Refusal(PodhookError):
-    """An agent's no, said before anything ran. Becomes a `rejected` outcome. `rule` is the policy's that says so."""
+    """An agent's no. Becomes a `rejected` outcome.
 
-    def __init__(self, code: ErrorCode, message: str, rule: str = "") -> None:
+    `rule` is the policy's that says so; of any other no the code is the rule. `container` is the one that was asked
+    for, once that is known.
+    """
+
+    def __init__(self, code: ErrorCode, message: str, rule: str = "", container: str = "") -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.rule = rule
+        self.container = container
 
 
 class IllegalMove(PodhookError):

@@ -285,10 +285,14 @@ class Output(Reply):
 
 
 class ErrorDetail(Message):
-    """Why: a stable code (`agent.contract.errors.ErrorCode`) and a sentence for people."""
+    """Why: a stable code (`agent.contract.errors.ErrorCode`) and a sentence for people.
+
+    `rule` is the rule of the agent's policy that refused it, if one did.
+    """
 
     code: Annotated[str, Field(min_length=1, max_length=64)]
     message: Annotated[str, Field(max_length=8192)]
+    rule: Annotated[str, Field(max_length=256)] | None = None
 
 
 class CapturedStream(Message):
@@ -301,7 +305,10 @@ class CapturedStream(Message):
 
 
 class Result(Message):
-    """How an attempt ended, apart from who it was: the value an action comes back with."""
+    """How an attempt ended, apart from who it was: the value an action comes back with.
+
+    What was rejected ran nothing, unless `http_status` says that a request was answered before the rest was refused.
+    """
 
     outcome: Outcome
     exit_code: int | None = None

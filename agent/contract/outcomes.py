@@ -89,13 +89,13 @@ def _whole_start(data: bytes) -> bytes:
     return data[skip:]
 
 
-def failure(outcome: Outcome, code: ErrorCode, message: str) -> Result:
-    """A result that ended without running to its end: no output, just why.
+def failure(outcome: Outcome, code: ErrorCode, message: str, rule: str = "") -> Result:
+    """A result that ended without running to its end: no output, just why, and which rule of the policy says so.
 
     The message may hold a file's name that is not UTF-8 (`os.fsdecode` makes half surrogate pairs of it).
     """
     sendable = message[:8000].encode(errors="backslashreplace").decode()[:8000]
-    return Result(outcome=outcome, error=ErrorDetail(code=code, message=sendable))
+    return Result(outcome=outcome, error=ErrorDetail(code=code, message=sendable, rule=rule[:256] or None))
 
 
 def redacted(result: Result, redactor: Redactor) -> Result:

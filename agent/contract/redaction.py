@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from urllib.parse import quote, quote_plus, unquote_to_bytes
+
+from agent.contract.wrapping import Span, in_text, longest, unwrapped
 
 MARK = b"[redacted]"
 #: Shorter values are not looked for: they stand in every text, and hiding them would tell what they are.
@@ -22,17 +25,16 @@ PLAIN = frozenset(
 _MIN_LINE_BYTES = 8
 #: Of a value with more lines, the longest are looked for one by one: each costs a search of all that is printed.
 _MAX_LINES = 256
+#: A stream is searched when so much of it has come that was not.
+_SEARCH_AT_LEAST_BYTES = 4096
 #: Of base64 that stands in the middle of other base64; less would be found everywhere.
 _MIN_BASE64 = 6
 
 
 def forms(value: bytes) -> set[bytes]:
-    """A value, and how it looks in JSON, in a URL, quoted by a shell or for SQL, in base64 and in hexadecimal.
-
-    Base64 is found at all three places where a value may begin in a longer text, in one line, in both alphabets.
-    """
+    """A value, and how it looks in JSON, in a URL, quoted by a shell or for SQL."""
     text = value.decode("utf-8", "surrogateescape")
-    found = {value, unquote_to_bytes(value), value.hex().encode(), value.hex().upper().encode()}
+    found = {value, unquote_to_bytes(value)}
     escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\t", "\\t")
     spelt = [
         json.dumps(text)[1:-1],
@@ -50,11 +52,14 @@ def forms(value: bytes) -> set[bytes]:
     found |= {each.encode("utf-8", "surrogateescape") for each in spelt if not _lone(each)}
     for percent in (quote(value, safe=""), quote(value, safe="/"), quote_plus(value)):
         found |= {percent.encode(), _lower_percent(percent).encode()}
-    for shift in range(3):
-        core = _base64_core(value, shift)
-        if len(core) >= _MIN_BASE64:
-            found |= {core, core.replace(b"+", b"-").replace(b"/", b"_")}
     return {each for each in found if len(each) >= MIN_BYTES}
+
+
+def encoded(value: bytes) -> set[bytes]:
+    """A value in hexadecimal, and in base64 of any text that has it: wherever it begins there, in both alphabets."""
+    cores = {core for shift in range(3) if len(core := _base64_core(value, shift)) >= _MIN_BASE64}
+    cores |= {core.replace(b"+", b"-").replace(b"/", b"_") for core in cores}
+    return cores | {value.hex().encode(), value.hex().upper().encode()}
 
 
 def lines(value: bytes) -> set[bytes]:
@@ -84,6 +89,24 @@ def _base64_core(value: bytes, shift: int) -> bytes:
     return encoded[begin:end]
 
 
+@dataclass(frozen=True, slots=True)
+class Patterns:
+    """What is looked for, the longest first: `plain` as it stands, `coded` also where it was wrapped into lines."""
+
+    plain: tuple[bytes, ...] = ()
+    coded: tuple[bytes, ...] = ()
+
+    @property
+    def longest_bytes(self) -> int:
+        """How long a hit can be."""
+        plain, coded = (len(each[0]) if each else 0 for each in (self.plain, self.coded))
+        return max(plain, longest(coded))
+
+
+def _sorted(patterns: set[bytes]) -> tuple[bytes, ...]:
+    return tuple(sorted(patterns, key=lambda each: (-len(each), each)))
+
+
 class Redactor:
     """Knows some secrets, and takes them out of bytes and texts. Values that are too short or plain are left out."""
 
@@ -91,7 +114,7 @@ class Redactor:
         self._values = frozenset(
             value for value in values if len(value) >= MIN_BYTES and value.strip().lower() not in PLAIN
         )
-        self._patterns: tuple[bytes, ...] | None = None
+        self._patterns: Patterns | None = None
 
     def __bool__(self) -> bool:
         return bool(self._values)
@@ -104,13 +127,15 @@ class Redactor:
         return Redactor([*self._values, *values])
 
     @property
-    def patterns(self) -> tuple[bytes, ...]:
-        """Everything that is looked for, the longest first."""
+    def patterns(self) -> Patterns:
+        """Everything that is looked for."""
         if self._patterns is None:
-            found: set[bytes] = set()
+            plain: set[bytes] = set()
+            coded: set[bytes] = set()
             for value in self._values:
-                found |= forms(value) | lines(value)
-            self._patterns = tuple(sorted(found, key=lambda each: (-len(each), each)))
+                plain |= forms(value) | lines(value)
+                coded |= encoded(value)
+            self._patterns = Patterns(_sorted(plain), _sorted(coded))
         return self._patterns
 
     def stream(self) -> RedactedStream:
@@ -129,15 +154,15 @@ class Redactor:
 
     def _rest(self, data: bytes) -> int:
         """How many bytes at its beginning are the end of a secret whose beginning is missing; whole ones are found."""
-        longest = 0
-        for pattern in self.patterns:
+        rest = 0
+        for pattern in (*self.patterns.plain, *self.patterns.coded):
             at = pattern.find(data[:MIN_BYTES], 1)
             while 0 < at <= len(pattern) - MIN_BYTES:
                 if data.startswith(pattern[at:]):
-                    longest = max(longest, len(pattern) - at)
+                    rest = max(rest, len(pattern) - at)
                     break
                 at = pattern.find(data[:MIN_BYTES], at + 1)
-        return longest
+        return rest
 
     def text(self, text: str) -> str:
         """A text without the secrets."""
@@ -149,19 +174,26 @@ class Redactor:
 
 
 class RedactedStream:
-    """Redacts bytes as they come. It holds back what may be the beginning of a secret: less than the longest has."""
+    """Redacts bytes as they come. It holds back what may be the beginning of a secret: less than the longest has.
 
-    def __init__(self, patterns: tuple[bytes, ...]) -> None:
+    As much again is let come before it is searched, or a command that writes byte by byte would have all that is held
+    back searched for each.
+    """
+
+    def __init__(self, patterns: Patterns) -> None:
         self._patterns = patterns
-        self._held_bytes = len(patterns[0]) - 1 if patterns else 0
+        self._held_bytes = max(0, patterns.longest_bytes - 1)
+        self._search_at_bytes = self._held_bytes + max(self._held_bytes, _SEARCH_AT_LEAST_BYTES)
         self._buffer = bytearray()
         self._covered = 0  # so much at the buffer's beginning belongs to a secret that is told of already
 
     def write(self, data: bytes) -> bytes:
         """Take more; returns what may be shown by now."""
-        if not self._patterns:
+        if not self._patterns.plain:
             return data
         self._buffer += data
+        if len(self._buffer) < self._search_at_bytes:
+            return b""
         return self._take(len(self._buffer) - self._held_bytes, self._spans())
 
     def end(self, *, cut: bool = False) -> bytes:
@@ -171,40 +203,24 @@ class RedactedStream:
             spans += self._begun()
         return self._take(len(self._buffer), spans)
 
-    def _spans(self) -> list[tuple[int, int]]:
-        """Where secrets stand in the buffer; those of two patterns may overlap.
+    def _spans(self) -> list[Span]:
+        """Where secrets stand in the buffer; those of two patterns may overlap."""
+        return self._searched(_stretches)
 
-        Hits of one pattern that overlap are one stretch: `aaaa` among a million of `a` is one, not a million.
-        """
-        found, buffer = [], self._buffer
-        for pattern in self._patterns:
-            size = len(pattern)
-            at = buffer.find(pattern)
-            while at >= 0:
-                last = at
-                while (further := buffer.rfind(pattern, last + 1, last + 2 * size - 1)) >= 0:
-                    last = further
-                found.append((at, last + size))
-                at = buffer.find(pattern, last + size)
-        return found
-
-    def _begun(self) -> list[tuple[int, int]]:
+    def _begun(self) -> list[Span]:
         """The beginnings of secrets with which the buffer ends."""
-        found = []
-        end = len(self._buffer)
-        for pattern in self._patterns:
-            at = self._buffer.find(pattern[:MIN_BYTES], max(0, end - len(pattern) + 1))
-            while at >= 0:
-                if pattern.startswith(self._buffer[at:]):
-                    found.append((at, end))
-                    break
-                at = self._buffer.find(pattern[:MIN_BYTES], at + 1)
-        return found
+        return self._searched(_beginnings)
 
-    def _take(self, upto: int, spans: list[tuple[int, int]]) -> bytes:
+    def _searched(self, search: Callable[[bytes | bytearray, tuple[bytes, ...]], list[Span]]) -> list[Span]:
+        """What a search finds in the buffer, and of base64 and hexadecimal also across its line breaks."""
+        flat = unwrapped(self._buffer)
+        found = search(flat, self._patterns.coded)
+        if flat is not self._buffer:
+            found = in_text(self._buffer, found)
+        return found + search(self._buffer, self._patterns.plain)
+
+    def _take(self, upto: int, spans: list[Span]) -> bytes:
         """Let go of the first `upto` bytes, with a mark for each stretch that secrets cover."""
-        if upto <= 0:
-            return b""
         out, at = bytearray(), min(self._covered, upto)
         covered = self._covered
         for begin, end in sorted(spans):
@@ -218,3 +234,35 @@ class RedactedStream:
         del self._buffer[:upto]
         self._covered = max(0, covered - upto)
         return bytes(out)
+
+
+def _stretches(text: bytes | bytearray, patterns: tuple[bytes, ...]) -> list[Span]:
+    """Where patterns stand.
+
+    Hits of one pattern that overlap are one stretch: `aaaa` among a million of `a` is one, not a million.
+    """
+    found = []
+    for pattern in patterns:
+        size = len(pattern)
+        at = text.find(pattern)
+        while at >= 0:
+            last = at
+            while (further := text.rfind(pattern, last + 1, last + 2 * size - 1)) >= 0:
+                last = further
+            found.append((at, last + size))
+            at = text.find(pattern, last + size)
+    return found
+
+
+def _beginnings(text: bytes | bytearray, patterns: tuple[bytes, ...]) -> list[Span]:
+    """The beginnings of patterns, of MIN_BYTES and more, with which a text ends."""
+    found = []
+    end = len(text)
+    for pattern in patterns:
+        at = text.find(pattern[:MIN_BYTES], max(0, end - len(pattern) + 1))
+        while at >= 0:
+            if pattern.startswith(text[at:]):
+                found.append((at, end))
+                break
+            at = text.find(pattern[:MIN_BYTES], at + 1)
+    return found

@@ -14,8 +14,7 @@ from agent.contract.plans import Phase, PolicyName
 from agent.contract.states import Outcome
 from agent.coordinator.plan import PlannedHook, plain
 from agent.coordinator.results import RunResult
-from agent.coordinator.retries import code_of
-from agent.coordinator.verdict import Verdict, never_started
+from agent.coordinator.verdict import Ended, Verdict, never_started
 
 
 class AroundExit(IntEnum):
@@ -140,10 +139,7 @@ def exit_code(
 def touched(runs: Iterable[RunResult]) -> frozenset[tuple[str, str]]:
     """Pods, by (namespace, name), in which one of these runs did something, or may have."""
     return frozenset(
-        each.target.key
-        for run in runs
-        for each in run.targets
-        if not never_started(each.result.outcome, code_of(each.result))
+        each.target.key for run in runs for each in run.targets if not never_started(Ended.of(each.result))
     )
 
 

@@ -17,7 +17,7 @@ from agent.contract.outcomes import failure
 from agent.contract.states import Outcome
 from agent.coordinator.results import TargetResult, target_json, time_json
 from agent.coordinator.targets import Target
-from agent.coordinator.verdict import Verdict, that_counts, verdict_of
+from agent.coordinator.verdict import Ended, Verdict, that_counts, verdict_of
 
 #: Who is missing of a run is found by its hash, if no more targets than this must be hashed for it (half a second).
 MAX_GUESSED = 300_000
@@ -42,7 +42,7 @@ class Known:
         """The attempt that stands for the target: one that is alive, else the last that may have had an effect."""
         if self.alive:
             return self.alive[-1]
-        return self.attempts[that_counts([(Outcome(each.state), _code(each)) for each in self.attempts])]
+        return self.attempts[that_counts([_ended(each) for each in self.attempts])]
 
     @property
     def result(self) -> TargetResult | None:
@@ -251,8 +251,8 @@ def first_possible_issue(run_id: str) -> datetime | None:
     return time if time.year < _LAST_YEAR else None
 
 
-def _code(attempt: AttemptReport) -> str | None:
-    return attempt.outcome.error.code if attempt.outcome is not None and attempt.outcome.error is not None else None
+def _ended(attempt: AttemptReport) -> Ended:
+    return Ended.of(attempt.outcome) if attempt.outcome is not None else Ended(Outcome(attempt.state))
 
 
 def _id(target: Target) -> tuple[str, str, str]:

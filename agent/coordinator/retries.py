@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from agent.contract.messages import Result
 from agent.coordinator.results import TargetResult
-from agent.coordinator.verdict import that_counts
+from agent.coordinator.verdict import Ended, that_counts
 
 #: Pause before a retry; doubles up to the ceiling.
 RETRY_FIRST_SECONDS = 1.0
@@ -25,7 +25,7 @@ def retry_pause_seconds(attempt: int, chance: float) -> float:
 
 def that_counts_of(attempts: Sequence[TargetResult]) -> TargetResult:
     """A target's result after all its attempts; says so if the last one had no effect and an earlier one may have."""
-    one = attempts[that_counts([(each.result.outcome, code_of(each.result)) for each in attempts])]
+    one = attempts[that_counts([Ended.of(each.result) for each in attempts])]
     last = attempts[-1]
     if one is last:
         return one

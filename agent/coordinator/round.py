@@ -23,7 +23,7 @@ from agent.coordinator.calls import HookCall
 from agent.coordinator.results import OnEvent, RunEvent, TargetResult
 from agent.coordinator.retries import code_of, retry_pause_seconds, that_counts_of
 from agent.coordinator.targets import Target
-from agent.coordinator.verdict import may_retry, never_started
+from agent.coordinator.verdict import Ended, may_retry, never_started
 from agent.coordinator.watch import CANCEL_SECONDS, Step, Watch, patience_seconds
 from agent.coordinator.wire import MAX_QUESTIONS, Wire
 
@@ -132,7 +132,7 @@ class Round:
                 result = await self._attempt(target, attempt, wait_for_go=True)
                 round_of.append(TargetResult(target, attempt, result))
                 tried.setdefault(target, []).append(round_of[-1])
-                if self._active_go(target) or not never_started(result.outcome, code_of(result)):
+                if self._active_go(target) or not never_started(Ended.of(result)):
                     candidates, round_of = [target], round_of[-1:]  # what the others said does not count any more
                     break
             again = next((each for each in round_of if self._may_retry(attempt, each.result)), None)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
 from agent.contract.errors import TEMPORARY, ErrorCode
+from agent.contract.messages import Result
 from agent.contract.states import Outcome
 
 
@@ -61,22 +64,39 @@ _OF_ANOTHER = frozenset(
 )
 
 
-def never_started(outcome: Outcome, code: str | None) -> bool:
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How an attempt ended, as far as that decides what it may have done.
+
+    `answered`: a request was answered (the outcome has an `http_status`), and so it may have taken effect, also where
+    the redirect that came back was refused.
+    """
+
+    outcome: Outcome
+    code: str | None = None
+    answered: bool = False
+
+    @classmethod
+    def of(cls, result: Result) -> Self:
+        """Of what an agent said."""
+        return cls(result.outcome, result.error.code if result.error else None, result.http_status is not None)
+
+
+def never_started(ended: Ended) -> bool:
     """Whether it is certain that nothing of the run ran on the pod: another pod may take the hook."""
-    if outcome is Outcome.REJECTED:
-        return code not in {str(each) for each in _OF_ANOTHER}
-    return outcome is Outcome.UNREACHABLE or (outcome is Outcome.CANCELLED and code == ErrorCode.TOMBSTONED)
+    return ran_nothing(ended) and not (ended.outcome is Outcome.REJECTED and ended.code in _OF_ANOTHER)
 
 
-def ran_nothing(outcome: Outcome, code: str | None) -> bool:
+def ran_nothing(ended: Ended) -> bool:
     """Whether it is certain that this very attempt did nothing, whatever others of its run did."""
-    refused = outcome in (Outcome.REJECTED, Outcome.UNREACHABLE)
-    return refused or (outcome is Outcome.CANCELLED and code == ErrorCode.TOMBSTONED)
+    if ended.outcome is Outcome.CANCELLED:
+        return ended.code == ErrorCode.TOMBSTONED
+    return ended.outcome is Outcome.UNREACHABLE or (ended.outcome is Outcome.REJECTED and not ended.answered)
 
 
-def that_counts(attempts: Sequence[tuple[Outcome, str | None]]) -> int:
+def that_counts(attempts: Sequence[Ended]) -> int:
     """Of all attempts on one target, the index of the one that is its outcome: the last that may have had an effect.
 
     A retry that never started must not hide what the attempt before it did.
     """
-    return next((at for at in reversed(range(len(attempts))) if not ran_nothing(*attempts[at])), len(attempts) - 1)
+    return next((at for at in reversed(range(len(attempts))) if not ran_nothing(attempts[at])), len(attempts) - 1)

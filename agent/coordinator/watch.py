@@ -327,8 +327,8 @@ class Watch:
         if refused and _code(outcome) == ErrorCode.BEFORE_JOURNAL:
             self.result = self._unknown(f"{self.target} cannot tell whether it ran: {why}")
             return
-        # Of an address that is only known at the socket a no comes after the start, and about the first copy.
-        late = _code(outcome) == ErrorCode.ADDRESS_REFUSED
+        # Of what is only known at the socket, or by a redirect, a no comes after the start, and about the first copy.
+        late = _code(outcome) == ErrorCode.ADDRESS_REFUSED or outcome.http_status is not None
         if (
             refused
             and not late

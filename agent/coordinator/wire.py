@@ -189,13 +189,15 @@ class Wire:
         for what, name in zip(("namespace", "pod"), key, strict=True):
             check_name(what, name)  # no agent has another, whatever stands there
         self._unrepeated.discard(key)
-        if not delivery.payload:
+        if not delivery.payload and not delivery.oversize_bytes:
             self._unconfirmed.discard(key)
             self.presences.pop(key, None)
             self.distrusted.pop(key, None)
             self.on_presence()
             return
         try:
+            if delivery.oversize_bytes:
+                raise BadInput(f"presence of {delivery.oversize_bytes} bytes; the limit is {MAX_COMMAND_BYTES}")
             presence = _presence(self.trust.open(delivery.payload, key[0]), key)
         except BadInput as error:
             if self.trust.verifies:

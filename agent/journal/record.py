@@ -323,6 +323,17 @@ class Journal:
         with self._write() as connection:
             _set_meta(connection, "floor", repr(max(float(self._meta("floor")), floor.timestamp())))
 
+    def obeyed(self) -> str | None:
+        """Since when whom the agent obeys, as `keep_obeyed` was given it; None if it never was."""
+        with _translated():
+            row = self._connection.execute("SELECT value FROM meta WHERE key = 'obeyed'").fetchone()
+            return None if row is None else str(row[0])
+
+    def keep_obeyed(self, text: str) -> None:
+        """Keep since when whom the agent obeys, for its next life."""
+        with self._write() as connection:
+            _set_meta(connection, "obeyed", text)
+
     def prune(self, now: datetime, *, pressed: bool = False) -> int:
         """Forget what may be forgotten; return how many attempts that were. `pressed`: also refusals of today."""
         moment = now.timestamp()

@@ -25,6 +25,7 @@ import structlog
 from agent.contract.errors import ErrorCode
 from agent.pod import kernel
 from agent.pod.census import MainProcess, Neighbours
+from agent.pod.environments import Environments, Learnt
 from agent.pod.job import dump
 from agent.pod.launcher import MAX_PACKET_BYTES
 from agent.pod.processes import ExitStatus, Interrupted, Launch, Process, StartError, settle, signal_name
@@ -75,14 +76,21 @@ class EnteringLauncher:
         self._asks: dict[int, _Ask] = {}
         self._room = bytearray(MAX_PACKET_BYTES)
         self._waiting: collections.deque[bytes] = collections.deque()
+        self._environments = Environments(self._look)
         self._loop.add_reader(channel, self._hear)
 
     async def look_around(self) -> None:
         """Take the census anew; where that is not possible now, what was known stays."""
         try:
             self.neighbours.adopt(await self._loop.run_in_executor(self._looking, self.neighbours.look))
+            self._environments.keep(self.neighbours.census.siblings.values())
         except (OSError, RuntimeError) as error:  # no descriptor, or no thread, to be had
             log.warning("pod.not_seen", error=str(error), next="raise the pod's limits of processes and files")
+
+    async def learn_environments(self) -> list[Learnt]:
+        """The secrets in the environments of the pod's other containers, each read once in its life."""
+        await self.look_around()
+        return await self._environments.of(list(self.neighbours.census.siblings.values()))
 
     async def start(self, launch: Launch) -> Process:
         """See `Launcher.start`. `StartError.step` is where on the way into the container it failed."""
@@ -107,6 +115,34 @@ class EnteringLauncher:
         return main, os.dup(main.pidfd)
 
     async def _start(self, launch: Launch, main: MainProcess | None, target: int | None) -> Process:
+        more = {
+            "argv": list(launch.argv),
+            "environment": list(launch.environment.items()),
+            "inherit": launch.inherit,
+            "fallback": launch.fallback,
+            "user": launch.user,
+        }
+        number, ask, pid, outputs, secrets = await self._child(main, more)
+        return EnteredProcess(self, number, ask, pid, outputs, target, launch.container, secrets)
+
+    async def _look(self, main: MainProcess) -> Sequence[tuple[bytes, bytes]]:
+        """The secrets in the environment of a container's main process: a child looks, and runs nothing.
+
+        Raises:
+            StartError: they cannot be read.
+            LauncherGone: and whether they can is not known.
+        """
+        nothing = {"look": True, "argv": [], "environment": [], "inherit": False, "fallback": False, "user": ""}
+        number, _, _, outputs, secrets = await self._child(main, nothing)
+        for descriptor in outputs:
+            os.close(descriptor)
+        self.forget(number)
+        return secrets
+
+    async def _child(
+        self, main: MainProcess | None, more: dict[str, Any]
+    ) -> tuple[int, _Ask, int, list[int], Sequence[tuple[bytes, bytes]]]:
+        """A child with this job: number, question, pid, read ends of its output, and its container's secrets."""
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 generation = await asyncio.shield(self._generation)
@@ -121,11 +157,7 @@ class EnteringLauncher:
             "container": main.container if main is not None else None,
             "pid": main.pid if main is not None else 0,
             "started": main.started if main is not None else 0,
-            "argv": list(launch.argv),
-            "environment": list(launch.environment.items()),
-            "inherit": launch.inherit,
-            "fallback": launch.fallback,
-            "user": launch.user,
+            **more,
         }
         try:
             self._ask_to_start(dump(request))
@@ -138,7 +170,7 @@ class EnteringLauncher:
                 raise LauncherGone("the launcher did not answer") from error
             raise
         os.close(memory)
-        return EnteredProcess(self, number, ask, pid, [stdout, stderr], target, launch.container, secrets)
+        return number, ask, pid, [stdout, stderr], secrets
 
     def ask(self, number: int, operation: str, **more: Any) -> None:
         """Send a request about an attempt; a launcher that is gone needs none."""

@@ -23,6 +23,7 @@ class Job(NamedTuple):
     `container` with its main process, `pid` and `started` (clock ticks since boot), is where; None is the agent's own
     container, where nothing is entered. `user` is as in `exec.user`; empty is the main process's. `inherit` takes the
     main process's environment; `fallback` takes PATH and HOME where that was overwritten. `mark` tells the attempt.
+    `look` is to become nothing: only to hand over which variables of the container are secrets, and end.
     """
 
     container: bytes | None
@@ -34,6 +35,7 @@ class Job(NamedTuple):
     fallback: bool
     user: bytes
     mark: int
+    look: bool = False
 
 
 def parse_job(request: dict[str, Any], mark: int) -> Job:
@@ -53,8 +55,11 @@ def parse_job(request: dict[str, Any], mark: int) -> Job:
         fallback=_flag(request, "fallback"),
         user=_text(request, "user"),
         mark=mark,
+        look="look" in request and _flag(request, "look"),
     )
-    if not job.argv:
+    if job.look and (job.argv or container is None):
+        raise ValueError("look: into a container, and with no command")
+    if not job.argv and not job.look:
         raise ValueError("argv is empty")
     if container is None and job.user:
         raise ValueError("user: in the agent's own container there is only one")

@@ -56,7 +56,7 @@ def wait_and_become(channel: int, own: Own) -> None:
 
 
 def become(job: Job, own: Own) -> None:
-    """Step into the container and execute; never comes back when all is well.
+    """Step into the container and execute, or only look; never comes back when all is well.
 
     Nothing is open but the standard three and TELL, over which the read ends of the output are handed, and a file in
     memory with those variables of the container that are secrets, so that the agent can keep them out of what it says.
@@ -67,6 +67,9 @@ def become(job: Job, own: Own) -> None:
     os.setsid()
     bear(job.mark)
     null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    if job.look:
+        kernel.send_descriptors(TELL, b"looked", [null, null, _in_memory(_secrets_of(job, own))])
+        os._exit(0)
     inherited: list[tuple[bytes, bytes]] = []
     secrets: list[tuple[bytes, bytes]] = []
     if job.container is None:
@@ -95,21 +98,47 @@ def become(job: Job, own: Own) -> None:
         raise StepError("execve", errno.EINVAL) from None
 
 
-def _step_in(job: Job, own: Own) -> tuple[Target, list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]:
-    """Who the container's main process is, what its command inherits, and which of its variables are secrets."""
+def _secrets_of(job: Job, own: Own) -> list[tuple[bytes, bytes]]:
+    """Which variables of the container's main process are secrets, read with its user's file-system identity.
+
+    Raises:
+        StepError: they cannot be read, or it is not (any more) the main process of that container.
+    """
+    process, target = _approach(job, own)
+    attempt("setfsuid", kernel.set_filesystem_ids, target.uid, target.gid)
+    _check_namespace(process)
+    try:
+        return [pair for pair in environ_of(process) if holds_secret(*pair)]
+    except StepError:
+        identify(process, job, own)  # of one that has just ended it reads as empty
+        raise
+
+
+def _approach(job: Job, own: Own) -> tuple[int, Target]:
+    """A descriptor of the main process's directory in /proc, and who it is. Raises StepError."""
     flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     process = attempt("open /proc/PID", os.open, f"/proc/{job.pid}", flags)
     if os.fstat(process).st_dev != own.proc_device:
         raise StepError("identity: /proc is not what it was")
-    target = identify(process, job, own)
-    _share_oom_score(process)
-    attempt("setfsuid", kernel.set_filesystem_ids, target.uid, target.gid)
-    root = attempt("root", os.open, "root", os.O_PATH | os.O_CLOEXEC, dir_fd=process)
-    cwd = attempt("cwd", os.open, "cwd", os.O_PATH | os.O_CLOEXEC, dir_fd=process)
+    return process, identify(process, job, own)
+
+
+def _check_namespace(process: int) -> None:
+    """Whether it is in our user namespace: in one of its own it can show us what it likes. Raises StepError."""
     ours = os.readlink("/proc/self/ns/user")  # noqa: PTH115 (no pathlib here)
     theirs = attempt("ns/user", os.readlink, "ns/user", dir_fd=process)
     if ours != theirs:
         raise StepError("identity: another user namespace")
+
+
+def _step_in(job: Job, own: Own) -> tuple[Target, list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]:
+    """Who the container's main process is, what its command inherits, and which of its variables are secrets."""
+    process, target = _approach(job, own)
+    _share_oom_score(process)
+    attempt("setfsuid", kernel.set_filesystem_ids, target.uid, target.gid)
+    root = attempt("root", os.open, "root", os.O_PATH | os.O_CLOEXEC, dir_fd=process)
+    cwd = attempt("cwd", os.open, "cwd", os.O_PATH | os.O_CLOEXEC, dir_fd=process)
+    _check_namespace(process)
     inherited = [(b"PATH", MINIMAL_PATH), (b"HOME", b"/")]
     secrets: list[tuple[bytes, bytes]] = []
     try:

@@ -47,9 +47,10 @@ def check_signature(trigger: Trigger, voucher: Voucher, expires: datetime | None
             ErrorCode.EXPIRED, f"its signature was good until {expires.isoformat()}, it is {now.isoformat()} here"
         )
     if voucher.since is not None and trigger.issued_at < voucher.since:
+        what = f"key {voucher.kid} is trusted" if voucher.kid else "what nobody signed is obeyed"
         raise Refusal(
             ErrorCode.KEY_JUST_TRUSTED,
-            f"the trigger was issued at {trigger.issued_at.isoformat()}, and key {voucher.kid} is trusted here only "
+            f"the trigger was issued at {trigger.issued_at.isoformat()}, and {what} here only "
             f"since {voucher.since.isoformat()}: a copy may have been refused before; trigger again",
         )
 

@@ -99,6 +99,7 @@ class Agent:
         self._labels_file = WatchedFile(settings.labels_file)
         self._pod_file = WatchedFile(settings.pod_file)
         self._keys = KeyFiles(settings, now, self._problem, self._announce)
+        self._obeyed_kept = ""
         self._policy = PolicyFile(settings.policy)
         self._fallback_birth = now()
         self._audit = Audit(self._identity, open_sink(settings.audit), now, self._audit_failed)
@@ -228,6 +229,7 @@ class Agent:
             ),
             now=self._now,
             policy=self._policy.current,
+            environments=self._launcher.learn_environments if isinstance(self._launcher, EnteringLauncher) else None,
         )
         attempts = Attempts(
             identity=self._identity,
@@ -332,8 +334,7 @@ class Agent:
     async def _obey_or_refuse(self, delivery: Delivery, attempts: Attempts) -> None:
         payload, oversize = delivery.payload, delivery.oversize_bytes
         try:
-            trust = self._keys.trust(self._identity.namespace)
-            command = open_command(payload, trust, self._identity, self._now(), oversize_bytes=oversize)
+            command = open_command(payload, self._keys.trust(), self._identity, self._now(), oversize_bytes=oversize)
             await attempts.handle(command)
         except InvalidTrigger as error:
             await attempts.refuse_invalid(error)
@@ -362,6 +363,21 @@ class Agent:
             reset = f"the journal was damaged and set aside as {journal.reset_from.name}; what it remembered is gone"
             self._problem("journal_reset", reset)
         log.info("journal.open", born_at=journal.born_at.isoformat())
+        with contextlib.suppress(JournalUnavailable):  # not read: since our start, which is no earlier than the truth
+            self._keys.obeyed.recall(await self._journal.call(Journal.obeyed))
+        await self._keep_obeyed()
+
+    async def _keep_obeyed(self) -> None:
+        """Write down since when whom is obeyed, if it changed: for our next life."""
+        text = self._keys.obeyed.text
+        if self._journal.journal is None or text == self._obeyed_kept:
+            return
+        try:
+            await self._journal.call(Journal.keep_obeyed, text)
+        except JournalUnavailable as error:
+            self._journal_failed(error)
+        else:
+            self._obeyed_kept = text
 
     def _journal_failed(self, error: JournalUnavailable) -> None:
         hint = "" if isinstance(error, JournalNewer) else "; it is tried again every few seconds"
@@ -387,6 +403,7 @@ class Agent:
             await asyncio.sleep(LOOK_SECONDS)
             await self._look_around()
             self._look_at_files()
+            await self._keep_obeyed()
             self._audit.settle()
             for event, suppressed in floods.leftovers():
                 log.warning("log.suppressed", of=event, suppressed=suppressed)

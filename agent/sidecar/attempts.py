@@ -153,10 +153,11 @@ class Attempts:
             except Refusal as earlier:
                 refusal = earlier
         elif error.code in _KEY_GONE and await self._began(error.address, error.said_hash):
-            self.audit.refused(error.address, error.hash, refusal.code, refusal.message, who=error.voucher)
+            self.audit.refused(error.address, error.hash, refused(refusal).error, error.voucher)
             return  # its key was trusted then: to say so now would contradict what is said of it
-        self.audit.refused(error.address, error.hash, refusal.code, refusal.message, who=error.voucher)
-        self._send_unrecorded(error.address, self._outcome(error.address, error.hash, refused(refusal)))
+        outcome = self._outcome(error.address, error.hash, refused(refusal))
+        self.audit.refused(error.address, error.hash, outcome.error, error.voucher)
+        self._send_unrecorded(error.address, outcome)
 
     async def _began(self, address: TriggerAddress, trigger_hash: str | None) -> bool:
         """Whether this very trigger was accepted here before, under whichever key."""
@@ -169,12 +170,13 @@ class Attempts:
         return any(entry.trigger_hash == trigger_hash for entry in memory.entries)
 
     async def _trigger(self, command: Command, trigger: Trigger) -> None:
-        situation, key = self._situation(), (trigger.trigger_id, command.voucher.kid)
+        situation, key, container = self._situation(), (trigger.trigger_id, command.voucher.kid), ""
         try:
             admission.check_pod(trigger, self.identity)
             if await self._answered_from_memory(command, trigger):
                 return
             prepared = await self._prepare(trigger, command.voucher.kid)
+            container = prepared.container
             known, outcome = await self.journal.call(
                 self._decide, command, trigger, prepared, situation, self.journal_broken()
             )
@@ -190,7 +192,7 @@ class Attempts:
         except JournalFull as full:
             self.journal_full(full)
             reason = f"{full}; agent {self.identity} runs nothing that it cannot record: trigger again later"
-            self._refuse_unrecorded(command, trigger, Refusal(ErrorCode.JOURNAL_FULL, reason))
+            self._refuse_unrecorded(command, trigger, Refusal(ErrorCode.JOURNAL_FULL, reason, container=container))
             return
         except JournalUnavailable as unavailable:
             error = self._why_unusable(unavailable)
@@ -200,18 +202,18 @@ class Attempts:
             await self._mark_refused(trigger.issued_at)
             if trigger.issued_at < self._started_at:
                 reason = f"{error}; what ran here before agent {self.identity} was started cannot be looked up"
-                self._refuse_unrecorded(command, trigger, Refusal(ErrorCode.BEFORE_JOURNAL, reason))
+                no = Refusal(ErrorCode.BEFORE_JOURNAL, reason, container=container)
+                self._refuse_unrecorded(command, trigger, no)
                 return
             reason = (
                 f"{error}; agent {self.identity} runs nothing that it cannot record: mend the disk, then trigger again"
             )
-            self._refuse_unrecorded(command, trigger, Refusal(ErrorCode.JOURNAL_UNAVAILABLE, reason))
+            no = Refusal(ErrorCode.JOURNAL_UNAVAILABLE, reason, container=container)
+            self._refuse_unrecorded(command, trigger, no)
             return
         if outcome is not None:
             self._log_refused(trigger, outcome)
-            won = isinstance(prepared, Refusal) and outcome.error and outcome.error.message == prepared.message
-            rule = prepared.rule if won and isinstance(prepared, Refusal) else ""
-            self._audit_refused(command, trigger, outcome, rule)
+            self._audit_refused(command, trigger, outcome, container)
             self._spawn(self.outbox.send(trigger.coordinator, outcome), f"refusal {trigger.trigger_id}")
         elif isinstance(prepared, Prepared):
             self._admitted[key] = None
@@ -384,6 +386,8 @@ class Attempts:
         report = await self._answers.to(query, command.voucher, command.hash)
         if query.settle and report.tombstoned:
             self.audit.obeyed(query, "tombstoned", command.voucher)
+        else:
+            self.audit.answered(query, command.voucher)
         if len(self._tasks) < MAX_TASKS:
             self._spawn(self.voice.report(query.coordinator, report), f"report {query.query_id}")
         else:
@@ -475,7 +479,7 @@ class Attempts:
     def _refuse_unrecorded(self, command: Command, trigger: Trigger, refusal: Refusal) -> None:
         outcome = self._outcome(trigger, command.hash, refused(refusal))
         self._log_refused(trigger, outcome)
-        self._audit_refused(command, trigger, outcome)
+        self._audit_refused(command, trigger, outcome, refusal.container)
         self._send_unrecorded(trigger, outcome)
 
     def _send_unrecorded(self, trigger: TriggerAddress, outcome: OutcomeMessage) -> None:
@@ -486,9 +490,9 @@ class Attempts:
         else:
             self.outbox.keep(trigger.coordinator, outcome)
 
-    def _audit_refused(self, command: Command, trigger: Trigger, outcome: OutcomeMessage, rule: str = "") -> None:
-        code, reason = (outcome.error.code, outcome.error.message) if outcome.error else ("", "")
-        self.audit.refused(trigger, command.hash, code, reason, rule, who=command.voucher)
+    def _audit_refused(self, command: Command, trigger: Trigger, outcome: OutcomeMessage, container: str) -> None:
+        assert outcome.error is not None
+        self.audit.refused(trigger, command.hash, outcome.error, command.voucher, container)
 
     @staticmethod
     def _log_refused(trigger: TriggerAddress, outcome: OutcomeMessage) -> None:

@@ -18,7 +18,8 @@ import structlog
 
 from agent.contract.action_secrets import redactor_of
 from agent.contract.actions import Action
-from agent.contract.messages import OfAttempt, OutcomeMessage, Query, Trigger, TriggerAddress
+from agent.contract.messages import ErrorDetail, OfAttempt, OutcomeMessage, Query, Trigger, TriggerAddress
+from agent.contract.states import Outcome
 from agent.pod.identity import Identity
 from agent.sidecar.audit_stream import AppendedFile, LineWriter, Sink, StandardOutput
 from agent.sidecar.floods import Flood
@@ -55,6 +56,7 @@ class Audit:
         self._now = now
         self._strangers = Flood(clock=clock)
         self._known = Flood(clock=clock)  # of their own: a flood of strangers must not hide a refusal of a trusted key
+        self._questions = Flood(clock=clock)  # coordinators ask again and again: that must not hide refusals either
         self._writer = LineWriter(sink, self._dropped, failed) if sink is not None else None
 
     # -- decisions
@@ -65,18 +67,29 @@ class Audit:
         self._put("decision", {"decision": "accepted", **_by(who), **what, "rule": prepared.rule})
 
     def refused(
-        self, address: TriggerAddress, trigger_hash: str, code: str, reason: str, rule: str = "", who: Voucher = ANYBODY
+        self,
+        address: TriggerAddress,
+        trigger_hash: str,
+        why: ErrorDetail | None,
+        who: Voucher = ANYBODY,
+        container: str = "",
     ) -> None:
-        """A trigger will not run. `rule` is the policy's that says so. The address alone is known of some."""
-        what = _of(address, trigger_hash)
+        """A trigger will not run. `container` is the one it would have run in, if that is known.
+
+        The address alone is known of some.
+        """
+        what, said = _of(address, trigger_hash), _why(why)
         if isinstance(address, Trigger):
-            what = _of_trigger(address, trigger_hash, "", address.action)
-            reason = redactor_of(address).text(reason)
-        self._refuse(who, {**what, "code": str(code), "reason": reason, **({"rule": rule} if rule else {})})
+            what = _of_trigger(address, trigger_hash, container, address.action)
+            hide = redactor_of(address).text
+            said = {name: hide(word) if name == "reason" else word for name, word in said.items()}
+        self._refuse(who, {**what, **said})
 
     def repeated(self, trigger: Trigger, trigger_hash: str, who: Voucher = ANYBODY) -> None:
         """A trigger that was seen before came again: a redelivery, or a replay. It does not run again."""
-        self._limited(who, "decision", {"decision": "repeated", **_by(who), **_of(trigger, trigger_hash)})
+        self._limited(
+            self._of_whom(who), "decision", {"decision": "repeated", **_by(who), **_of(trigger, trigger_hash)}
+        )
 
     def unverified(self, payload: bytes, code: str, reason: str) -> None:
         """Bytes that nobody vouches for: whatever they ask for, nothing in them is believed."""
@@ -99,17 +112,28 @@ class Audit:
         line = {"decision": "accepted", **_by(who), **_of_command(command), "effect": effect, **more}
         self._put("decision", line)
 
+    def answered(self, query: Query, who: Voucher = ANYBODY) -> None:
+        """A query was answered and changed nothing: somebody read what ran here, output included."""
+        line: dict[str, object] = {"decision": "accepted", **_by(who), **_of_command(query), "effect": "answered"}
+        self._limited(self._questions, "decision", line)
+
     # -- outcomes
 
     def ended(self, outcome: OutcomeMessage, hook: str = "", *, recovered: bool = False) -> None:
-        """An attempt that was accepted has ended. `recovered`: it was found so after a restart."""
+        """An attempt that was accepted has ended. `recovered`: it was found so after a restart.
+
+        Of one that was refused after all, at the socket for example, the line says why, as its decision would have.
+        """
+        why = _why(outcome.error)
+        if outcome.outcome is not Outcome.REJECTED:
+            why.pop("reason", None)  # it may quote what a server or a command said
         line: dict[str, object] = {
             "run_id": outcome.run_id,
             "attempt": outcome.attempt,
             "trigger_hash": outcome.trigger_hash,
             **({"hook": hook} if hook else {}),
             "outcome": str(outcome.outcome),
-            **({"code": outcome.error.code} if outcome.error else {}),
+            **{name: _short(word, MAX_REASON_CHARACTERS) for name, word in why.items()},
             "duration_seconds": round(outcome.duration_seconds, 4),
             **({"recovered": True} if recovered else {}),
         }
@@ -119,9 +143,9 @@ class Audit:
 
     def settle(self) -> None:
         """Tell of refusals that were held back, when no other line does."""
-        for flood in (self._strangers, self._known):
+        for flood, of in ((self._strangers, "refused"), (self._known, "refused"), (self._questions, "answered")):
             if count := flood.settle():
-                self._put("suppressed", {"count": count})
+                self._put("suppressed", {"count": count, "of": of})
 
     def close(self) -> None:
         """Tell what was held back and write what waits."""
@@ -134,10 +158,13 @@ class Audit:
     def _refuse(self, who: Voucher, line: dict[str, object]) -> None:
         reason = str(line.pop("reason", ""))
         more = {"reason": _short(reason, MAX_REASON_CHARACTERS)} if reason else {}
-        self._limited(who, "decision", {"decision": "refused", **_by(who), **line, **more})
+        self._limited(self._of_whom(who), "decision", {"decision": "refused", **_by(who), **line, **more})
 
-    def _limited(self, who: Voucher, kind: str, line: dict[str, object]) -> None:
-        held_back = (self._known if who.kid else self._strangers).admit()
+    def _of_whom(self, who: Voucher) -> Flood:
+        return self._known if who.kid else self._strangers
+
+    def _limited(self, flood: Flood, kind: str, line: dict[str, object]) -> None:
+        held_back = flood.admit()
         if held_back is not None:
             self._put(kind, {**line, **({"suppressed": held_back} if held_back else {})})
 
@@ -171,6 +198,14 @@ def _by(who: Voucher) -> dict[str, object]:
     return {"key_id": who.kid or UNSIGNED, **({"key_name": who.name} if who.name else {})}
 
 
+def _why(error: ErrorDetail | None) -> dict[str, str]:
+    """Why something was refused: the code, the sentence, and the policy's rule if one says so."""
+    if error is None:
+        return {}
+    rule = {"rule": error.rule} if error.rule else {}
+    return {"code": error.code, "reason": error.message, **rule}
+
+
 def _of(address: TriggerAddress, trigger_hash: str) -> dict[str, object]:
     return {
         "command": "trigger",
@@ -185,12 +220,11 @@ def _of_trigger(trigger: Trigger, trigger_hash: str, container: str, action: Act
     found = _of(trigger, trigger_hash)
     if trigger.name or trigger.hook:
         found["hook"] = trigger.name or (trigger.hook.name if trigger.hook else "")
-    if action is None:
-        return {**found, "action": "catalogue"}
     hide = redactor_of(trigger).text
-    words = {name: hide(value) if isinstance(value, str) else value for name, value in _what(action).items()}
-    if container or action.container_name:
-        words["container"] = container or action.container_name
+    what = _what(action) if action is not None else {"action": "catalogue"}
+    words = {name: hide(value) if isinstance(value, str) else value for name, value in what.items()}
+    if container := container or (action.container_name if action is not None else None) or "":
+        words["container"] = container
     return {**found, **{name: _short(word) if isinstance(word, str) else word for name, word in words.items()}}
 
 

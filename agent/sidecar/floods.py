@@ -58,6 +58,7 @@ BY_STRANGERS = frozenset(
     {
         "attempt.tombstoned",
         "bus.message_dropped",
+        "bus.packet_too_large",
         "bus.queue_full",
         "command.crashed",
         "command.refused",

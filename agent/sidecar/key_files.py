@@ -11,6 +11,7 @@ from agent.contract.errors import InvalidSettings
 from agent.pod.identity import WatchedFile
 from agent.pod.supervisor import AGENT_UID, COMMAND_UID
 from agent.sidecar.key_modes import exposed
+from agent.sidecar.obeyed import UNSIGNED, Obeyed
 from agent.sidecar.settings import AgentSettings
 from agent.sidecar.trust import Signature, Trust, TrustedKeys
 
@@ -38,15 +39,16 @@ class KeyFiles:
         self._settings = settings
         self._problem = problem
         self._spoken = spoken
-        self._trusted = TrustedKeys(settings.trusted_keys, now) if settings.trusted_keys else None
+        self._trusted = TrustedKeys(settings.trusted_keys) if settings.trusted_keys else None
+        self._namespace = settings.identity().namespace
+        self.obeyed = Obeyed(now)
         self._agent_key = WatchedFile(settings.agent_key)
         self.signature = Signature(configured=settings.agent_key is not None)
 
-    def trust(self, namespace: str) -> Trust:
-        """Whom agents of this namespace obey at this moment."""
-        if self._trusted is None:
-            return Trust(namespace, None, self._settings.allow_unsigned)
-        return Trust(namespace, self._trusted.keyring, self._settings.allow_unsigned, self._trusted.since)
+    def trust(self) -> Trust:
+        """Whom this agent obeys at this moment."""
+        keyring = self._trusted.keyring if self._trusted is not None else None
+        return Trust(self._namespace, keyring, self._settings.allow_unsigned, self.obeyed.since)
 
     def begin(self) -> None:
         """Say once what follows from which files there are."""
@@ -61,8 +63,12 @@ class KeyFiles:
     def look(self, *, commands_are_others: bool) -> None:
         """Read what changed. `commands_are_others`: commands in our own container run as another user than we do."""
         settings, trusted = self._settings, self._trusted
+        if trusted is None:
+            self.obeyed.are([UNSIGNED] if settings.allow_unsigned else [])
         if trusted is not None and trusted.look():
             self._problem("trusted_keys", trusted.problem)
+            # A key that may do more now may have been refused before, like one that is new.
+            self.obeyed.are([key.kid for key in trusted.keyring or () if key.may_command(self._namespace)])
             closed = trusted.keyring is None
             self._problem("unsigned", NO_KEY_PROBLEM.format(path=settings.trusted_keys) if closed else None)
             for key in trusted.keyring or ():

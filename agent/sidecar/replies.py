@@ -63,9 +63,9 @@ class Replies:
 
 
 def refused(refusal: Refusal) -> Result:
-    """The result of what was refused before it ran."""
+    """The result of what was refused before it ran; `rejected` but for what was given up before it came."""
     outcome = Outcome.CANCELLED if refusal.code is ErrorCode.TOMBSTONED else Outcome.REJECTED
-    return failure(outcome, refusal.code, refusal.message)
+    return failure(outcome, refusal.code, refusal.message, refusal.rule)
 
 
 def report_of(entry: Entry, *, with_output: bool) -> AttemptReport:

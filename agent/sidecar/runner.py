@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.actions.addresses import Reach
+from agent.actions.addresses import NO_POLICY, Reach
 from agent.actions.exec import ExecOptions, run_exec
 from agent.actions.secret_files import with_secrets
+from agent.actions.start_errors import obstacle
 from agent.actions.stop import Stop
 from agent.actions.tcp import run_tcp
 from agent.contract.action_secrets import secrets_of_action, secrets_of_params
@@ -23,17 +24,23 @@ from agent.contract.errors import ErrorCode, Refusal
 from agent.contract.messages import Result, Trigger
 from agent.contract.outcomes import failure, redacted
 from agent.contract.redaction import Redactor
+from agent.contract.secret_names import secrets_of
 from agent.contract.states import Outcome
 from agent.pod.containers import Containers
+from agent.pod.environments import Learnt
 from agent.pod.job import MINIMAL_PATH
-from agent.pod.processes import MARK_VARIABLE, Launcher
+from agent.pod.processes import MARK_VARIABLE, Launcher, StartError
 from agent.sidecar.policy import Asked, Policy, judge
-from agent.sidecar.policy.judge import NO_POLICY, hook_action, judge_redirect
+from agent.sidecar.policy.judge import hook_action, judge_redirect
 
 if TYPE_CHECKING:
     from agent.actions.http import HttpOptions
 
 log = structlog.get_logger("podhook.runner")
+
+#: How long a request waits until it is known what must not be seen of its answer: the launcher takes milliseconds.
+LEARN_SECONDS = 5
+NOT_LEARNT = "what was answered was not searched for secrets in the environment of {what}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,8 @@ class Runner:
     """Runs actions in this pod. `containers` and `environment` are asked anew for each attempt.
 
     `containers` is told which one shall be entered ("" is the pod's first, None none), so that it looks for no more.
+    `environments` tells the secrets in the environments of the other containers, for what is not run in one of them;
+    None where they cannot be known.
     """
 
     def __init__(
@@ -94,6 +103,7 @@ class Runner:
         *,
         now: Callable[[], datetime],
         policy: Callable[[], Policy | None] = lambda: None,
+        environments: Callable[[], Awaitable[Sequence[Learnt]]] | None = None,
     ) -> None:
         self._launcher = launcher
         self._containers = containers
@@ -101,6 +111,7 @@ class Runner:
         self._options = options
         self._now = now
         self._policy = policy
+        self._environments = environments
 
     def most_at_once(self, limit: int) -> int:
         """How many attempts may run at once: `limit`, or the policy's where that is less."""
@@ -125,10 +136,14 @@ class Runner:
             assert hook is not None
             action = hook_action(policy, hook.name, hook.params)
         asked, own = await self._resolved(trigger, action)
-        decision = judge(policy, asked)
-        if decision.refusal is not None:
-            raise decision.refusal
-        action, of_files = with_secrets(action, self._options.secrets_dir)
+        try:
+            decision = judge(policy, asked)
+            if decision.refusal is not None:
+                raise decision.refusal
+            action, of_files = with_secrets(action, self._options.secrets_dir)
+        except Refusal as refusal:
+            refusal.container = asked.container
+            raise
         of_params = secrets_of_params(hook.params) if hook is not None else []
         redactor = Redactor([*of_files, *of_params, *secrets_of_action(action), *self._options.secrets])
         return Prepared(
@@ -204,13 +219,38 @@ class Runner:
 
         request = action.http_get or action.http_post
         assert request is not None
-        return await run_http(
+        redactor, notes = await self._of_the_pod(prepared)
+        result = await run_http(
             request,
             pod_address=options.address,
             port=prepared.port,
-            options=self._http_options(prepared),
+            options=self._http_options(prepared, redactor),
             stop=stop,
         )
+        if result.http_status is None or not notes:
+            return result
+        return result.model_copy(update={"notes": [*result.notes, *notes]})
+
+    async def _of_the_pod(self, prepared: Prepared) -> tuple[Redactor, list[str]]:
+        """Who knows the secrets of the pod's containers, too, if anything of an answer is kept; and whose he does not.
+
+        Who answers may show its environment, and nothing is entered that would tell it.
+        """
+        if self._environments is None or self._limit(prepared) == 0:
+            return prepared.redactor, []
+        try:
+            async with asyncio.timeout(LEARN_SECONDS):
+                learnt = await self._environments()
+        except TimeoutError:
+            return prepared.redactor, [f"{NOT_LEARNT.format(what='the other containers')}: no answer in time"]
+        secrets = [secret for each in learnt for pair in each.variables for secret in secrets_of(*pair)]
+        notes = [
+            f"{NOT_LEARNT.format(what=f'container {each.container!r}')}: "
+            + (obstacle(each.why_not) if isinstance(each.why_not, StartError) else str(each.why_not))
+            for each in learnt
+            if each.why_not is not None
+        ]
+        return (prepared.redactor.with_(secrets) if secrets else prepared.redactor), notes
 
     def _exec_options(self, prepared: Prepared) -> ExecOptions:
         trigger, wanted = prepared.trigger, prepared.action.exec_
@@ -231,7 +271,7 @@ class Runner:
             redactor=prepared.redactor,
         )
 
-    def _http_options(self, prepared: Prepared) -> HttpOptions:
+    def _http_options(self, prepared: Prepared, redactor: Redactor) -> HttpOptions:
         from agent.actions.http import HttpOptions  # noqa: PLC0415
 
         return HttpOptions(
@@ -244,7 +284,7 @@ class Runner:
             follow=lambda method, port, path: judge_redirect(
                 prepared.policy, self._asked(prepared), method, port, path
             ),
-            redactor=prepared.redactor,
+            redactor=redactor,
         )
 
     def _asked(self, prepared: Prepared) -> Asked:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from agent.contract.errors import ErrorCode, InvalidKey, InvalidSettings, Unverified
 from agent.contract.messages import MAX_COMMAND_BYTES
 from agent.contract.signing.peeking import KEY_SUFFIXES, looks_signed, peek
+from agent.sidecar.obeyed import UNSIGNED
 
 if TYPE_CHECKING:
     from agent.contract.signing.keys import Keyring, SigningKey, TrustedKey
@@ -23,7 +24,7 @@ MAX_FILES = 256
 class Voucher:
     """Who vouches for a command: a key by its thumbprint; "" is whoever reaches the broker, where that is enough.
 
-    `since` is when the key came to be trusted, if that was while the agent ran.
+    `since` is when that came to be enough here, also over restarts; None where nobody keeps it.
     """
 
     kid: str = ""
@@ -68,7 +69,7 @@ class Trust:
                     "coordinators (PODHOOK_TRUSTED_KEYS, made by `podhook keygen`), or set "
                     "PODHOOK_ALLOW_UNSIGNED=true if everybody who reaches the broker may run commands here",
                 )
-            return peek(payload), ANYBODY
+            return peek(payload), Voucher(since=self.since.get(UNSIGNED))
         if not looks_signed(payload):
             raise Unverified(
                 ErrorCode.UNSIGNED,
@@ -95,11 +96,9 @@ class TrustedKeys:
     breaking it.
     """
 
-    def __init__(self, path: Path, now: Callable[[], datetime]) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._now = now
         self._seen: object = None
-        self.since: dict[str, datetime] = {}
         self.keyring: Keyring | None = None
         self.problem: str | None = None
 
@@ -116,8 +115,7 @@ class TrustedKeys:
         texts, stamp = _read(files, problems)
         if (stamp, tuple(problems)) == self._seen:
             return False
-        first, self._seen = self._seen is None, (stamp, tuple(problems))
-        known = {(key.kid, key.namespaces) for key in self.keyring or ()}
+        self._seen = (stamp, tuple(problems))
         keys: list[TrustedKey] = []
         for path, text in texts.items():
             try:
@@ -131,10 +129,6 @@ class TrustedKeys:
         except InvalidKey as error:
             self.keyring = None
             problems.append(str(error))
-        present = {(key.kid, key.namespaces) for key in self.keyring or ()}
-        if not first:  # a key that may do more now may have been refused before, like one that is new
-            self.since |= dict.fromkeys((kid for kid, _ in present - known), self._now())
-        self.since = {kid: since for kid, since in self.since.items() if any(kid == each for each, _ in present)}
         self.problem = f"trusted keys: {'; '.join(problems)}" if problems else None
         return True
 

@@ -300,8 +300,11 @@ async def test_rebinding_does_not_help(monkeypatch, serve, stop):
         resolver(monkeypatch, ["127.0.0.1"], ["127.0.0.2"])
         result = await get(server, stop, "db.example", SECOND, path="/first")
         assert asked == ["/first"]
-        assert (result.outcome, result.error.code) == (Outcome.FAILED, ErrorCode.ADDRESS_REFUSED)
-        assert "after a redirect, 307" in result.error.message, "it ran, so it is not rejected"
+        assert (result.outcome, result.error.code) == (Outcome.REJECTED, ErrorCode.ADDRESS_REFUSED)
+        assert result.error.rule == "no policy"
+        assert result.http_status == 307
+        note = f"a request had been answered (307) before the redirect to http://db.example:{server}/again was refused"
+        assert result.notes == [note]
         assert not shut.came()
     finally:
         shut.socket.close()
@@ -333,14 +336,20 @@ async def test_a_redirect_is_judged_anew_with_its_method_port_and_path(serve, st
 
     def no(method, port, path):
         judged.append((method, port, path))
-        raise Refusal(ErrorCode.POLICY_DENIED, "policy: http: no")
+        raise Refusal(ErrorCode.POLICY_DENIED, "policy: http: no", "http")
 
     port = (await serve(redirect)).port
     result = await get(port, stop, special=(), body="{}", path="/backup/", follow=no)
     assert judged == [("GET", port, "/admin/x")]
     assert heard == ["/backup/"]
-    assert (result.outcome, result.error.code) == (Outcome.FAILED, ErrorCode.POLICY_DENIED)
-    assert "the redirect (303)" in result.error.message
+    assert (result.outcome, result.error.code, result.error.rule) == (
+        Outcome.REJECTED,
+        ErrorCode.POLICY_DENIED,
+        "http",
+    )
+    assert result.error.message == "the redirect (303) was not followed: policy: http: no"
+    led = f"the redirect to http://127.0.0.1:{port}/admin/x was refused"
+    assert (result.http_status, result.notes) == (303, [f"a request had been answered (303) before {led}"])
 
 
 async def test_no_cookie_is_kept_between_redirects(serve, stop):
@@ -360,4 +369,7 @@ def test_a_refused_address_is_no_reason_among_others():
     errors = [AddressRefusedError("x is special"), ConnectionRefusedError(111, "no")]
     result = connection_failure("db", 1, [], errors)
     assert (result.outcome, result.error.code) == (Outcome.FAILED, ErrorCode.CONNECTION_REFUSED)
-    assert connection_failure("db", 1, [], errors[:1]).outcome is Outcome.REJECTED
+    refused = connection_failure("db", 1, [], [AddressRefusedError("x is special", "tcp[2]")])
+    assert refused.outcome is Outcome.REJECTED
+    assert refused.error is not None
+    assert (refused.error.code, refused.error.rule) == (ErrorCode.ADDRESS_REFUSED, "tcp[2]")

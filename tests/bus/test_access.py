@@ -16,7 +16,7 @@ from agent.bus.link import Link
 from agent.bus.types import Connected, Disconnected, LinkOptions
 from agent.contract.errors import BrokerRefused, InvalidSettings, LinkDown
 from tests.brokers import Mosquitto, mosquitto_binary
-from tests.bus.peers import next_event, send, take, up
+from tests.bus.peers import SESSION, next_event, send, take, up
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +148,11 @@ async def test_tls_with_ca_and_client_certificate(secured, certificates, topics_
 async def test_an_oversize_body_is_thrown_away_under_tls_too(secured, certificates, topics_root):
     """TLS keeps what it has decrypted: the socket alone does not tell that there is more to read."""
     broker = parse_broker(secure_url(secured), **with_client_certificate(certificates), protocol="3.1.1")
-    async with up(broker, topics_root, topics_root, packet_limit_bytes=1000) as link:
-        await send(link, topics_root, [bytes(1_000_000), b"after"])
+    async with (
+        up(broker, topics_root, topics_root, packet_limit_bytes=1000, **SESSION) as link,
+        up(broker, f"{topics_root}-sender") as sender,
+    ):
+        await send(sender, topics_root, [bytes(1_000_000), b"after"])
         assert await take(link, 2) == [b"", b"after"]
 
 

@@ -16,7 +16,9 @@ import pytest
 from agent.bus import embedded
 from agent.bus.broker import parse_broker
 from agent.bus.embedded import EmbeddedBroker
+from agent.bus.types import Publication
 from agent.contract.errors import InvalidSettings, LinkDown
+from agent.contract.messages import MAX_COMMAND_BYTES
 from tests.brokers import NO_NATS, poll
 from tests.bus.peers import SESSION, numbered, send, take, until, up
 
@@ -41,6 +43,16 @@ async def test_it_carries_messages_on_loopback_only_and_goes_away():
         assert addresses == {"127.0.0.1"}
     assert broker.pid is None
     assert not server.is_running()
+
+
+async def test_it_hands_out_nothing_that_an_agent_does_not_read():
+    async with EmbeddedBroker() as broker, up(parse_broker(broker.url), "me", "x") as link:
+        async with up(parse_broker(broker.url), "sender") as sender:
+            with pytest.raises(LinkDown):
+                await sender.publish(Publication("x", bytes(MAX_COMMAND_BYTES)))
+        largest = bytes(MAX_COMMAND_BYTES - 2048)  # NATS counts the topic, too
+        await send(link, "x", [largest])
+        assert await take(link, 1) == [largest]
 
 
 async def test_its_files_are_private_and_removed():

@@ -99,7 +99,7 @@ OUTCOME = OutcomeMessage(
     stderr=CapturedStream(text="/wA=", encoding="base64", total_bytes=2),
     duration_seconds=1.5,
     started_at=NOW,
-    error=ErrorDetail(code="exit_code", message="mysql exited with code 1"),
+    error=ErrorDetail(code="exit_code", message="mysql exited with code 1", rule="containers.mysql.commands[0]"),
     notes=["a process was left running in the background: 42 (sleep)"],
 )
 

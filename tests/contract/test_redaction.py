@@ -6,6 +6,7 @@ import base64
 import json
 import shlex
 import subprocess
+import tracemalloc
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from agent.contract.outcomes import OutputBuffer
 from agent.contract.redaction import MARK, MIN_BYTES, Redactor
+from agent.contract.wrapping import in_text, unwrapped
 
 SECRET = "p'ss \"w\\r/d$&+ü"
 
@@ -87,6 +89,102 @@ def test_base64_of_a_text_around_it(before: bytes, value: str, after: bytes) -> 
     assert left <= len(base64.b64encode(before)) + len(base64.b64encode(after)) + 4, "what is left is what stood around"
 
 
+def wrapped(encoded: bytes, width: int, end: bytes) -> bytes:
+    return end.join(encoded[at : at + width] for at in range(0, len(encoded), width))
+
+
+HEXADECIMAL = "od -An -v -tx1 | tr -d ' '"  # as `xxd -p` prints it: in lines
+
+
+@pytest.mark.parametrize("command", ["base64", "base64 -w 64", "base64 -w 7", "openssl base64", HEXADECIMAL])
+def test_what_tools_print_of_a_long_text_with_a_secret_in_it(command: str) -> None:
+    secret = b"correct-horse-battery-staple/" + bytes(range(33, 80))
+    for before in (b"", b"y" * 50, b"xy" * 31, b"z" * 70):
+        text = before + secret + b"tail" * 30
+        ran = subprocess.run(["sh", "-c", command], input=text, capture_output=True, check=True)
+        whole, said = ran.stdout.replace(b"\n", b""), redact(ran.stdout, secret)
+        assert said.count(MARK) == 1
+        front, _, behind = (each.replace(b"\n", b"") for each in said.partition(MARK))
+        share = len(whole) / len(text)
+        assert len(front) <= len(before) * share + 3, "its beginning is left"
+        assert whole.startswith(front)
+        assert whole.endswith(behind)
+        assert abs(len(behind) - 120 * share) <= 4, "its end is left, or what stands behind it is gone"
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("alphabet", [base64.b64encode, base64.urlsafe_b64encode])
+@given(
+    before=st.binary(max_size=90),
+    value=st.binary(min_size=9, max_size=200),
+    after=st.binary(max_size=90),
+    width=st.integers(1, 80),
+    sizes=st.lists(st.integers(0, 60), max_size=20),
+)
+def test_base64_in_lines(alphabet, end: bytes, before: bytes, value: bytes, after: bytes, width: int, sizes: list[int]):
+    text = b"begin\n\n" + wrapped(alphabet(before + value + after), width, end) + end + end + b"after it"
+    redactor = Redactor([value])
+    if not redactor:
+        return
+    said = redactor.data(text)
+    assert MARK in said
+    left = said.replace(MARK, b"").replace(end, b"")
+    around = len(base64.b64encode(before)) + len(base64.b64encode(after)) + 4
+    assert len(left) <= len(b"begin\n\nafter it") + around, "what is left is what stood around"
+    stream, pieces, at = redactor.stream(), b"", 0
+    for size in sizes:
+        stream._search_at_bytes = stream._held_bytes + 1  # as soon as it can
+        pieces += stream.write(text[at : at + size])
+        at += size
+    assert pieces + stream.write(text[at:]) + stream.end() == said, "it hangs on how it came"
+
+
+@pytest.mark.parametrize(
+    "coded", [base64.b64encode(b"correcthorsebattery")[:25], b"correcthorsebattery".hex().encode()]
+)
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_a_line_for_each_character_that_comes_byte_by_byte(end: bytes, coded: bytes) -> None:
+    """The longest that a hit can be: as much has to be held back."""
+    stream, said = Redactor([b"correcthorsebattery"]).stream(), b""
+    stream._search_at_bytes = stream._held_bytes + 1
+    for byte in b"<" + wrapped(coded, 1, end) + b">" * 200:
+        said += stream.write(bytes([byte]))
+    assert said + stream.end() == b"<[redacted]" + b">" * 200
+
+
+def test_an_empty_line_parts_what_stands_around_it() -> None:
+    core = base64.b64encode(b"correct-horse-battery")
+    for gap in (b"\n\n", b"\r\n\r\n", b"\n" * 7, b" \n", b"\n ", b"\r"):
+        text = core[:10] + gap + core[10:]
+        assert redact(text, b"correct-horse-battery") == text
+    for gap in (b"", b"\n", b"\r\n"):
+        assert redact(b"<" + core[:10] + gap + core[10:] + b">", b"correct-horse-battery") == b"<[redacted]>"
+
+
+def test_plain_words_on_two_lines_are_none() -> None:
+    assert redact(b"correct-\nhorse", b"correct-horse") == b"correct-\nhorse"
+
+
+@given(kept=st.integers(0, 22), width=st.integers(1, 30))
+def test_of_base64_in_lines_that_was_cut_the_beginning_goes_too(kept: int, width: int) -> None:
+    cut = wrapped(base64.b64encode(b"correct-horse-bat")[:kept], width, b"\n")
+    said = Redactor([b"correct-horse-bat"]).data(b"see:\n" + cut, cut=True)
+    assert said == b"see:\n" + (cut if kept < MIN_BYTES else MARK)
+
+
+@given(st.lists(st.sampled_from([b"\n", b"\r\n", b"\r", b"A", b"ab", b"\0"]), max_size=30))
+def test_where_a_piece_of_the_unwrapped_text_stands(parts: list[bytes]) -> None:
+    text = b"".join(parts)
+    flat = unwrapped(text)
+    for at, byte in enumerate(flat):
+        if byte == 0:
+            continue  # it stands for an empty line, or for itself
+        [(begin, end)] = in_text(text, [(at, at + 1)])
+        assert text[begin:end] == bytes([byte])
+    letters = [(at, at + 1) for at, byte in enumerate(flat) if byte]
+    assert [text[begin:end] for begin, end in in_text(text, letters)] == [bytes([byte]) for byte in flat if byte]
+
+
 def test_each_line_of_a_key() -> None:
     key = "-----BEGIN KEY-----\nMIIEvQIBADANBgkq\nhkiG9w0BAQEFAASC\n-----END KEY-----\n"
     said = Redactor([key.encode()]).text("key: hkiG9w0BAQEFAASC, and before MIIEvQIBADANBgkq")
@@ -110,7 +208,7 @@ def test_chunks_change_nothing_and_no_value_stays(
     said += stream.write(text[at:]) + stream.end()
     assert said == whole
     for value in values:
-        known = redactor.patterns  # plain words are not among them
+        known = redactor.patterns.plain  # plain words are not among them
         assert value not in known or all(value not in piece for piece in whole.split(MARK))
 
 
@@ -159,11 +257,58 @@ def test_it_does_not_tell_what_it_knows() -> None:
 def test_a_container_that_prints_one_letter_for_ever_costs_no_memory():
     """Values of one letter hit everywhere, and each hit overlaps the next: a stretch is one, however long."""
     stream = Redactor([b"a" * size for size in range(4, 34)]).stream()
-    assert len(stream._patterns) > 30
+    patterns = len(stream._patterns.plain) + len(stream._patterns.coded)
+    assert patterns > 30
     stream._buffer += b"a" * 64 * 1024
-    assert len(stream._spans()) <= len(stream._patterns)
+    assert len(stream._spans()) <= patterns
     assert Redactor([b"a" * 4, b"a" * 9]).data(b"x" + b"a" * 100_000 + b"y") == b"x[redacted]y"
 
 
 def test_hits_that_touch_but_do_not_overlap_are_marked_each():
     assert Redactor([b"abcd"]).data(b"abcdabcd") == b"[redacted][redacted]"
+
+
+K = 1024
+ZEROS = [b"\0" * size for size in range(4, 34)]  # their base64 is AAAA, of any length
+LETTERS = [b"a" * size for size in range(4, 34)]
+LARGE = [bytes(range(256)) * 128]
+HOSTILE = {
+    "one letter": (LETTERS, b"a" * 32 * K),
+    "more of it than is read at once": (LETTERS, b"a" * 256 * K),
+    "base64 of zeros": (ZEROS, b"A" * 256 * K),
+    "base64 of zeros in lines": (ZEROS, (b"A" * 76 + b"\n") * (256 * K // 77)),
+    "a line for each character": (ZEROS, b"A\n" * (128 * K)),
+    "a line for each character, as DOS has them": (ZEROS, b"A\r\n" * (85 * K)),
+    "lines": (ZEROS, b"\n" * 256 * K),
+    "a secret a line": ([b"correct-horse"], (base64.b64encode(b"correct-horse") + b"\n") * (256 * K // 21)),
+    "a large one, in lines": (LARGE, base64.encodebytes(LARGE[0]) * 6),
+    "a large one that is not it": ([b"a" * 32 * K + b"b"], b"a" * 256 * K),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_whatever_is_printed_takes_little_memory(name: str) -> None:
+    """Once output of one letter cost 300 MB: each hit was kept, and overlapped the next."""
+    values, text = HOSTILE[name]
+    redactor = Redactor(values)
+    assert redactor.patterns.plain  # made once
+    tracemalloc.start()
+    try:
+        stream = redactor.stream()
+        for at in range(0, len(text), 64 * K):
+            stream.write(text[at : at + 64 * K])
+        stream.end(cut=True)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 2 * K * K, f"{peak_bytes / K / K:.1f} MB"
+
+
+def test_what_comes_byte_by_byte_is_not_searched_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, searched = Redactor(LARGE).stream(), []
+    search = stream._spans
+    monkeypatch.setattr(stream, "_spans", lambda: searched.append(len(stream._buffer)) or search())
+    for _ in range(4):
+        for _ in range(64 * K):
+            stream.write(b"x")
+    assert sum(searched) < 4 * 4 * 64 * K, "each byte a few times"

@@ -51,9 +51,9 @@ def said(state: str = "online", *, key: str | None = "shop", pod: str = "db-0", 
     return sign(payload, pair(key), Typ.OUTCOME) if key else payload
 
 
-def take(to: Wire, *payloads: bytes, pod: str = "db-0", retain: bool = False) -> None:
+def take(to: Wire, *payloads: bytes, pod: str = "db-0", retain: bool = False, oversize_bytes: int = 0) -> None:
     for payload in payloads:
-        to.take(Delivery(f"podhook/v1/agents/shop/{pod}/presence", payload, 0, retain))
+        to.take(Delivery(f"podhook/v1/agents/shop/{pod}/presence", payload, 0, retain, oversize_bytes))
 
 
 def labels(of: Wire) -> dict[str, str]:
@@ -107,6 +107,14 @@ def test_what_does_not_verify_is_remembered_by_its_name(payload):
     [(key, claim)] = one.distrusted.items()
     assert (key, (claim.namespace, claim.pod), one.presences) == (KEY, KEY, {})
     assert claim.why.isprintable()
+
+
+def test_what_is_too_large_clears_nobody_and_is_remembered_by_its_name():
+    one = wire()
+    take(one, said())
+    take(one, b"", oversize_bytes=300_000)
+    assert labels(one) == {"app": "db"}
+    assert one.distrusted[KEY].why == "presence of 300000 bytes; the limit is 262144"
 
 
 @pytest.mark.parametrize("payload", JUNK)

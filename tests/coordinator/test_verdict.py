@@ -7,8 +7,18 @@ import itertools
 import pytest
 
 from agent.contract.errors import TEMPORARY, ErrorCode
+from agent.contract.outcomes import failure
 from agent.contract.states import Outcome
-from agent.coordinator.verdict import Verdict, may_retry, never_started, that_counts, verdict_on_all, verdict_on_one
+from agent.coordinator.verdict import (
+    Ended,
+    Verdict,
+    may_retry,
+    never_started,
+    ran_nothing,
+    that_counts,
+    verdict_on_all,
+    verdict_on_one,
+)
 
 OK = Outcome.SUCCEEDED
 NOT_OK = sorted(set(Outcome) - {OK})
@@ -95,6 +105,7 @@ def test_busy_and_a_full_journal_pass_by_themselves_and_a_typo_does_not():
         (Outcome.REJECTED, ErrorCode.ATTEMPT_RUNNING, False),
         (Outcome.REJECTED, ErrorCode.STALE_ATTEMPT, False),
         (Outcome.REJECTED, ErrorCode.BEFORE_JOURNAL, False),
+        (Outcome.REJECTED, ErrorCode.POLICY_DENIED, True),
         (Outcome.CANCELLED, ErrorCode.CANCELLED, False),  # also what was killed while it ran
         (Outcome.UNREACHABLE, ErrorCode.NEVER_SEEN, True),
         (Outcome.CANCELLED, ErrorCode.TOMBSTONED, True),
@@ -106,24 +117,37 @@ def test_busy_and_a_full_journal_pass_by_themselves_and_a_typo_does_not():
     ],
 )
 def test_another_pod_may_take_the_hook_only_if_certainly_nothing_ran(outcome, code, certain):
-    assert never_started(outcome, code) is certain
+    assert never_started(Ended(outcome, code)) is certain
 
 
-_FAILED, _LOST = (Outcome.FAILED, "exit_code"), (Outcome.LOST, "silent")
-_BUSY, _NEVER = (Outcome.REJECTED, "busy"), (Outcome.UNREACHABLE, "never_published")
+@pytest.mark.parametrize("code", [ErrorCode.POLICY_DENIED, ErrorCode.ADDRESS_REFUSED])
+def test_what_was_answered_before_a_redirect_was_refused_may_have_taken_effect(code):
+    refused = failure(Outcome.REJECTED, code, "no")
+    assert never_started(Ended.of(refused))
+    assert ran_nothing(Ended.of(refused))
+    answered = Ended.of(refused.model_copy(update={"http_status": 307}))
+    assert not never_started(answered)
+    assert not ran_nothing(answered)
+    assert not may_retry(answered.outcome, answered.code)
+
+
+_FAILED, _LOST = Ended(Outcome.FAILED, "exit_code"), Ended(Outcome.LOST, "silent")
+_BUSY, _NEVER = Ended(Outcome.REJECTED, "busy"), Ended(Outcome.UNREACHABLE, "never_published")
+_ANSWERED = Ended(Outcome.REJECTED, "policy_denied", answered=True)
 
 
 @pytest.mark.parametrize(
     ("attempts", "counts"),
     [
         ([_FAILED], 0),
-        ([_FAILED, (OK, None)], 1),
+        ([_FAILED, Ended(OK)], 1),
+        ([_FAILED, _ANSWERED, _BUSY], 1),
         ([_FAILED, _NEVER], 0),
-        ([_LOST, (Outcome.REJECTED, "attempt_running")], 0),
-        ([_LOST, _BUSY, (Outcome.CANCELLED, "tombstoned")], 0),
+        ([_LOST, Ended(Outcome.REJECTED, "attempt_running")], 0),
+        ([_LOST, _BUSY, Ended(Outcome.CANCELLED, "tombstoned")], 0),
         ([_FAILED, _LOST, _BUSY], 1),
         ([_BUSY, _NEVER], 1),
-        ([_FAILED, (Outcome.CANCELLED, "cancelled")], 1),
+        ([_FAILED, Ended(Outcome.CANCELLED, "cancelled")], 1),
     ],
 )
 def test_a_retry_that_never_started_does_not_hide_what_the_attempt_before_it_did(attempts, counts):

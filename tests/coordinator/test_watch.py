@@ -539,3 +539,13 @@ def test_many_targets_are_asked_later_so_that_questions_do_not_lengthen_the_queu
     assert patience == seconds
     assert watch(patience_seconds=patience).due(100 + seconds - 0.1)[0] is Step.WAIT
     assert watch(patience_seconds=patience).due(100 + seconds)[0] is Step.ASK
+
+
+@pytest.mark.parametrize(("status", "believed"), [(307, Outcome.REJECTED), (None, Outcome.LOST)])
+def test_a_no_to_a_redirect_is_believed_although_it_was_started(status, believed):
+    w = watch()
+    w.copies = 2
+    w.hear(reply(Started, at=AT), 101)
+    error = ErrorDetail(code=ErrorCode.POLICY_DENIED, message="no", rule="http[0]")
+    w.hear(outcome(Outcome.REJECTED, error=error, http_status=status), 102)
+    assert w.conclude().outcome is believed

@@ -21,6 +21,7 @@ from agent.contract.errors import ErrorCode
 from agent.pod import entering, kernel
 from agent.pod.census import Census, MainProcess, Neighbours
 from agent.pod.entering import EnteredProcess, EnteringLauncher, LauncherGone
+from agent.pod.environments import Learnt
 from agent.pod.launcher import MAX_PACKET_BYTES
 from agent.pod.offspring import born
 from agent.pod.processes import ExitStatus, Interrupted, Launch, StartError
@@ -185,6 +186,90 @@ async def test_the_containers_secrets_come_along_and_no_descriptor_of_them_stays
     process = await starting
     assert process.secrets == [(b"MYSQL_PWD", b"a=b\nc"), (b"TOKEN", b"\xff")]
     process.close()
+
+
+async def learnt(launcher: FakeLauncher, secrets: bytes) -> list[Learnt]:
+    """Let the agent learn, and play the child that looks."""
+    learning = asyncio.create_task(launcher.agent.learn_environments())
+    number = (await launcher.hear())["id"]
+    for descriptor in launcher.started(number, secrets=secrets):
+        os.close(descriptor)
+    found = await learning
+    assert await launcher.hear() == {"op": "forget", "id": number}
+    return found
+
+
+async def test_the_secrets_of_a_sibling_are_read_by_a_child_that_runs_nothing_and_read_once(launcher):
+    main = launcher.neighbours.seen.mains["db"]
+    learning = asyncio.create_task(launcher.agent.learn_environments())
+    request = await launcher.hear()
+    asked = ("op", "container", "pid", "started", "argv", "look", "user")
+    assert [request[name] for name in asked] == ["start", "db", main.pid, main.started, [], True, ""]
+    for descriptor in launcher.started(request["id"], secrets=b"TOKEN=x y\0"):
+        os.close(descriptor)
+    assert await learning == [Learnt("db", [(b"TOKEN", b"x y")])]
+    assert await launcher.hear() == {"op": "forget", "id": request["id"]}
+    assert await launcher.agent.learn_environments() == [Learnt("db", [(b"TOKEN", b"x y")])]
+    assert await launcher.nothing_heard()
+    assert "x y" not in repr(await launcher.agent.learn_environments()), "a repr may get into a log"
+
+
+async def test_of_a_container_that_was_started_again_nothing_old_is_kept(launcher):
+    await learnt(launcher, b"TOKEN=before\0")
+    launcher.end_main()
+    launcher.start_main()
+    await launcher.agent.look_around()
+    assert launcher.agent._environments._known == {}, "dropped when it is gone, and not only when it is asked for"
+    assert await learnt(launcher, b"TOKEN=after\0") == [Learnt("db", [(b"TOKEN", b"after")])]
+
+
+@pytest.mark.parametrize(("step", "number", "again"), [("environ", errno.EACCES, False), ("environment", 0, False),
+    ("environment: too many secrets", errno.E2BIG, False), ("identity: another user namespace", 0, False),
+    ("launcher: no child", errno.EAGAIN, True)])  # fmt: skip
+async def test_what_cannot_be_read_is_told_and_tried_again_only_where_that_may_help(launcher, step, number, again):
+    for attempt in range(2):
+        learning = asyncio.create_task(launcher.agent.learn_environments())
+        if attempt == 0 or again:
+            asked = await launcher.hear()
+            launcher.say(op="failed", id=asked["id"], step=step, errno=number, searched="", begun=False)
+        [found] = await learning
+        assert (found.container, found.variables) == ("db", ())
+        assert isinstance(found.why_not, StartError)
+        assert (found.why_not.step, found.why_not.errno) == (step, number)
+        while not await launcher.nothing_heard():
+            assert (await launcher.hear())["op"] in ("kill", "forget")
+
+
+async def test_a_launcher_that_goes_while_it_is_asked_is_asked_again_the_next_time(launcher):
+    learning = asyncio.create_task(launcher.agent.learn_environments())
+    await launcher.hear()
+    launcher.hello(1)
+    [found] = await learning
+    assert isinstance(found.why_not, LauncherGone)
+    await settle()
+    while not await launcher.nothing_heard():
+        await launcher.hear()
+    assert await learnt(launcher, b"TOKEN=x\0") == [Learnt("db", [(b"TOKEN", b"x")])]
+
+
+async def test_two_that_ask_at_once_cost_one_look(launcher):
+    both = [asyncio.create_task(launcher.agent.learn_environments()) for _ in range(2)]
+    number = (await launcher.hear())["id"]
+    for descriptor in launcher.started(number, secrets=b"TOKEN=x\0"):
+        os.close(descriptor)
+    assert [await each for each in both] == [[Learnt("db", [(b"TOKEN", b"x")])]] * 2
+    assert await launcher.hear() == {"op": "forget", "id": number}
+    assert await launcher.nothing_heard()
+
+
+async def test_a_cancelled_look_leaves_nothing_and_keeps_nobody_out(launcher):
+    learning = asyncio.create_task(launcher.agent.learn_environments())
+    await launcher.hear()
+    learning.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await learning
+    assert [(await launcher.hear())["op"] for _ in range(2)] == ["kill", "forget"]
+    assert await learnt(launcher, b"") == [Learnt("db", [])]
 
 
 async def test_in_the_agents_own_container_nothing_is_entered(launcher):

@@ -82,6 +82,7 @@ WRONG = [
     *(("inherit", value) for value in NO_FLAG),
     *(("fallback", value) for value in NO_FLAG),
     *(("user", value) for value in NO_TEXT),
+    *(("look", value) for value in NO_FLAG),
 ]
 
 
@@ -96,13 +97,27 @@ def test_what_is_wrong_is_refused_by_the_fields_name(field, value):
     assert field in str(caught.value), f"{caught.value!r} does not say that it is {field}"
 
 
-@pytest.mark.parametrize("field", sorted({*Job._fields} - {"mark"}))
+@pytest.mark.parametrize("field", sorted({*Job._fields} - {"mark", "look"}))
 def test_what_is_missing_is_refused_by_the_fields_name(field):
     request = {key: value for key, value in GOOD.items() if key != field}
     if field == "container":
         request["user"] = "mysql"  # without one it is the agent's own, where there is no choice of users
     with pytest.raises(ValueError, match=field if field != "container" else "user: in the agent's own container"):
         parse_job(request, MARK)
+
+
+LOOK = {**GOOD, "argv": [], "look": True}
+
+
+def test_who_only_looks_has_no_command():
+    assert parse_job(LOOK, MARK)._replace(look=False, argv=[b"x"]) == parse_job({**GOOD, "argv": ["x"]}, MARK)
+    assert parse_job({**GOOD, "look": False}, MARK) == parse_job(GOOD, MARK)
+
+
+@pytest.mark.parametrize("changes", [{"argv": ["true"]}, {"container": None, "pid": 0}])
+def test_who_looks_and_runs_or_looks_at_the_agent_is_refused(changes):
+    with pytest.raises(ValueError, match=r"^look: into a container, and with no command$"):
+        parse_job({**LOOK, **changes}, MARK)
 
 
 def test_in_the_agents_own_container_there_is_no_other_user():
@@ -126,6 +141,7 @@ ALMOST = st.fixed_dictionaries(
         "inherit": st.booleans() | JSON,
         "fallback": st.booleans() | JSON,
         "user": st.just("") | TEXT | JSON,
+        "look": st.booleans() | JSON,
     }
 )
 
@@ -133,12 +149,13 @@ ALMOST = st.fixed_dictionaries(
 @given(ALMOST | st.dictionaries(st.sampled_from(sorted(GOOD)), JSON))
 @example(GOOD)
 @example(OWN)
+@example(LOOK)
 def test_any_request_is_a_job_that_the_kernel_can_take_or_a_value_error(request):
     try:
         job = parse_job(json.loads(json.dumps(request)), MARK)
     except ValueError:
         return
-    assert job.argv
+    assert bool(job.argv) != job.look
     words = [*job.argv, *(part for pair in job.environment for part in pair), job.user, job.container or b""]
     assert all(type(word) is bytes and b"\0" not in word for word in words), words
     assert all(name and b"=" not in name for name, _ in job.environment), job.environment

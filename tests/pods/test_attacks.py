@@ -10,6 +10,7 @@ import asyncio
 import base64
 import contextlib
 import errno
+import itertools
 import json
 import os
 import platform
@@ -346,6 +347,10 @@ def ask(pod: Pod, **request: Any) -> Json:
     return answer
 
 
+#: What a child can be asked for in a container: to become a command there, or only to look at the environment.
+JOBS: tuple[Json, ...] = ({}, {"argv": [], "look": True})
+
+
 def census(pod: Pod) -> Json:
     """What the agent sees, as the agent."""
     seen: Json = json.loads(pod.exec("agent", PYTHON, "-c", CENSUS, flags=AS_AGENT).stdout)
@@ -550,27 +555,30 @@ async def test_a_forged_termination_log_is_not_believed(
     assert {name: home(pod, main["pid"])[:2] for name, main in seen.items()} == {
         name: its[:2] for name, its in homes.items()
     }
-    answer = ask(pod, pid=forger, started=started(pod, forger), container="victim")
-    assert (answer["op"], answer.get("step")) == ("failed", "identity: the process is not of that container")
+    for job in JOBS:
+        answer = ask(pod, pid=forger, started=started(pod, forger), container="victim", **job)
+        assert (answer["op"], answer.get("step")) == ("failed", "identity: the process is not of that container")
     outcome = await run(client, pod, "cat", f"/proc/{pod.pid('victim')}/comm", container="victim")
     assert outcome.stdout.text == "sleep\n", outcome
 
 
 async def test_a_process_of_another_user_namespace_is_not_entered(pod: Pod, homes: Json, forge: Any) -> None:
-    """Fails without the comparison of ns/user in stepping._step_in (the kernel refuses already what comes before)."""
+    """Fails without stepping._check_namespace (the kernel refuses already what comes before)."""
     forger = await forge("only-user-namespace")
-    answer = ask(pod, pid=forger, started=started(pod, forger), container="hostile")
-    assert answer["op"] == "failed"
-    assert answer["step"] in ("root", "ns/user", "identity: another user namespace")
+    for job in JOBS:
+        answer = ask(pod, pid=forger, started=started(pod, forger), container="hostile", **job)
+        assert answer["op"] == "failed"
+        assert answer["step"] in ("root", "ns/user", "identity: another user namespace")
 
 
 async def test_a_process_with_a_parent_is_no_main_process_to_the_child(pod: Pod, homes: Json) -> None:
     """Fails without int(fields[1]) != 0 in target._identify."""
     main = pod.pid("hostile")
     (child,) = (int(pid) for pid in pod.exec("agent", "cat", f"/proc/{main}/task/{main}/children").stdout.split())
-    assert ask(pod, pid=main, started=started(pod, main), container="hostile")["op"] == "started"
-    answer = ask(pod, pid=child, started=started(pod, child), container="hostile")
-    assert (answer["op"], answer.get("step")) == ("failed", "identity: the container's main process is gone")
+    for job in JOBS:
+        assert ask(pod, pid=main, started=started(pod, main), container="hostile", **job)["op"] == "started"
+        answer = ask(pod, pid=child, started=started(pod, child), container="hostile", **job)
+        assert (answer["op"], answer.get("step")) == ("failed", "identity: the container's main process is gone")
 
 
 async def test_an_orphan_of_a_container_that_restarted_is_no_main_process(client: Client, pod: Pod) -> None:
@@ -594,8 +602,9 @@ async def test_an_orphan_of_a_container_that_restarted_is_no_main_process(client
 def test_a_pid_that_is_somebody_elses_now_is_refused(pod: Pod, homes: Json) -> None:
     """Fails without int(fields[19]) != job.started in target._identify."""
     main = pod.pid("hostile")
-    answer = ask(pod, pid=main, started=started(pod, main) - 1, container="hostile")
-    assert (answer["op"], answer.get("step")) == ("failed", "identity: the container's main process is gone")
+    for job in JOBS:
+        answer = ask(pod, pid=main, started=started(pod, main) - 1, container="hostile", **job)
+        assert (answer["op"], answer.get("step")) == ("failed", "identity: the container's main process is gone")
 
 
 # -- 6
@@ -871,6 +880,10 @@ def test_a_compromised_agent_gets_nothing_but_refusals_for_jobs_that_are_none(po
         {"environment": [["A", None]]},
         {"inherit": 1},
         {"fallback": None},
+        {**where, "look": 1, "argv": []},
+        {**where, "look": "true", "argv": []},
+        {**where, "look": True},
+        {"look": True, "argv": []},
     ]
     for job, answer in zip(jobs, pester(pod, *(request(**job) for job in jobs), jobs=True), strict=True):
         assert [(said["op"], said["id"], said["errno"], said["begun"]) for said in answer] == [
@@ -882,8 +895,8 @@ def test_a_compromised_agent_enters_no_other_container_than_it_names_and_never_i
     """Fails without home in target._identify (its three parts)."""
     for container, of in (("victim", "hostile"), ("agent", "hostile"), ("hostile", "agent"), ("agent", "agent")):
         main = pod.pid(of)
-        for name in (container, f"../{container}", ""):
-            answer = ask(pod, container=name, pid=main, started=started(pod, main))
+        for name, job in itertools.product((container, f"../{container}", ""), JOBS):
+            answer = ask(pod, container=name, pid=main, started=started(pod, main), **job)
             assert answer["op"] == "failed", (name, of, answer)
             assert answer["step"].startswith("identity: "), answer
             assert (answer["begun"], answer["descriptors"]) == (False, 0)

@@ -156,6 +156,11 @@ async def test_a_name_that_leads_to_the_metadata_address_the_second_time_is_foll
     async with Listener(redirect("302 Found", "/latest")).serving() as listener:
         action = {"httpGet": {"host": "rebinding.test", "port": listener.port, "path": "/begin"}}
         outcome = await watched.stage.client.run(watched.agent, action)
-        assert (outcome.outcome, code(outcome)) == ("failed", "address_refused"), outcome
+        assert (outcome.outcome, code(outcome)) == ("rejected", "address_refused"), outcome
+        assert outcome.http_status == 302
+        assert any("had been answered (302)" in note for note in outcome.notes), "a refusal that hides what was sent"
+        line = await watched.agent.audited("outcome", run_id=outcome.run_id)
+        assert (line["code"], line["rule"]) == ("address_refused", "no policy")
+        assert METADATA in line["reason"]
         assert listener.asked == ["GET /begin HTTP/1.1"]
         assert watched.connected == [("127.0.0.1", listener.port)], "somebody else was connected to"

@@ -10,7 +10,6 @@ import pytest
 from agent.contract.errors import InvalidKey
 from agent.contract.signing.keys import public_text
 from agent.coordinator.trust import load_agent_keys
-from agent.sidecar.app import utc_now
 from agent.sidecar.trust import TrustedKeys
 from tests.contract.signing.keys import pair
 
@@ -23,7 +22,7 @@ def put(directory: Path, file: str, key: str, **more: object) -> None:
 
 def trusted_in(directory: Path) -> tuple[set[str], str]:
     """Whom an agent with this directory trusts, and what it complains of."""
-    keys = TrustedKeys(directory, utc_now)
+    keys = TrustedKeys(directory)
     assert keys.look()
     return {key.kid for key in keys.keyring or ()}, keys.problem or ""
 
@@ -47,7 +46,7 @@ def test_two_sets_of_rights_cost_that_key_and_are_reported(tmp_path):
 def test_when_nothing_is_left_nobody_is_trusted(tmp_path):
     put(tmp_path, "a.pub", "a", namespaces=["shop"])
     put(tmp_path, "b.jwk", "a")
-    keys = TrustedKeys(tmp_path, utc_now)
+    keys = TrustedKeys(tmp_path)
     keys.look()
     assert keys.keyring is None
 

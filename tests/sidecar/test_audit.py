@@ -16,7 +16,7 @@ import pytest
 
 from agent.contract.actions import Action
 from agent.contract.errors import ErrorCode
-from agent.contract.messages import Cancel, Query, Targets, Trigger, TriggerAddress
+from agent.contract.messages import Cancel, CatalogueHook, ErrorDetail, Query, Targets, Trigger, TriggerAddress
 from agent.contract.outcomes import failure
 from agent.contract.states import Outcome
 from agent.pod.identity import Identity
@@ -143,16 +143,32 @@ def test_what_it_was_about_and_nothing_else_of_it(stage: Stage, action: dict[str
 
 
 def test_a_refused_trigger_says_the_code_the_sentence_and_the_rule(stage: Stage) -> None:
-    stage.audit.refused(trigger(), HASH, ErrorCode.UNKNOWN_CONTAINER, "no such container", "rule 3", WHO)
+    stage.audit.refused(
+        trigger(), HASH, ErrorDetail(code="policy_denied", message="no such rule", rule="rule 3"), WHO, "db"
+    )
     line = stage.line()
     assert (line["decision"], line["code"], line["reason"], line["rule"]) == (
-        "refused", "unknown_container", "no such container", "rule 3")  # fmt: skip
-    assert (line["program"], line["key_id"]) == ("/bin/dump", "key-1")
+        "refused", "policy_denied", "no such rule", "rule 3")  # fmt: skip
+    assert (line["program"], line["key_id"], line["container"]) == ("/bin/dump", "key-1", "db")
+
+
+def test_a_refused_hook_of_the_catalogue_says_its_container_too(stage: Stage) -> None:
+    hook = trigger().model_copy(update={"action": None, "name": "", "hook": CatalogueHook(name="freeze")})
+    stage.audit.refused(hook, HASH, ErrorDetail(code="busy", message="no"), WHO, "mysql")
+    line = stage.line()
+    assert (line["hook"], line["action"], line["container"]) == ("freeze", "catalogue", "mysql")
+
+
+def test_no_part_of_a_secret_stands_at_the_end_of_a_long_reason(stage: Stage) -> None:
+    command = trigger({"exec": {"command": ["/bin/true"], "env": [{"name": "PASSWORD", "value": "SECRET-1234"}]}})
+    why = ErrorDetail(code="policy_denied", message="r" * 490 + " SECRET-1234 and more")
+    stage.audit.refused(command, HASH, why)
+    assert "SECRET" not in json.dumps(stage.line())
 
 
 def test_a_trigger_that_cannot_be_understood_is_known_by_its_address(stage: Stage) -> None:
     address = TriggerAddress(run_id=RUN, attempt=1, coordinator="c", pod_uid="u")
-    stage.audit.refused(address, HASH, "invalid_action", "r" * 1000)
+    stage.audit.refused(address, HASH, ErrorDetail(code="invalid_action", message="r" * 1000))
     line = stage.line()
     assert line["reason"] == "r" * 500 + "..."
     assert {name: line[name] for name in OF} == OF
@@ -200,13 +216,21 @@ def test_an_outcome(stage: Stage) -> None:
     }  # fmt: skip
 
 
+def test_an_attempt_that_was_refused_after_it_began_says_why_and_by_which_rule(stage: Stage) -> None:
+    result = failure(Outcome.REJECTED, ErrorCode.ADDRESS_REFUSED, "w" * 600, "http[0]")
+    stage.audit.ended(Replies(IDENTITY).outcome(RUN, 1, HASH, result))
+    line = stage.line()
+    assert (line["outcome"], line["code"], line["rule"], line["reason"]) == (
+        "rejected", "address_refused", "http[0]", "w" * 500 + "...")  # fmt: skip
+
+
 # -- floods
 
 
 def test_a_flood_of_refusals_is_a_number_and_hides_nothing_of_known_keys(stage: Stage) -> None:
     for _ in range(1000):
         stage.audit.unreadable(b"x", "MalformedMessage", "no")
-    stage.audit.refused(trigger(), HASH, "busy", "", who=WHO)
+    stage.audit.refused(trigger(), HASH, ErrorDetail(code="busy", message=""), WHO)
     for _ in range(200):
         stage.audit.accepted(trigger(), HASH, prepared(trigger()))
     stage.seconds += 1
@@ -224,6 +248,24 @@ def test_the_number_is_told_also_when_nothing_follows(stage: Stage) -> None:
     stage.audit.settle()
     stage.audit.settle()
     assert [(each["audit"], each.get("count")) for each in stage.said()[60:]] == [("suppressed", 10)]
+
+
+def test_questions_are_told_and_bounded_and_hide_no_refusal(stage: Stage) -> None:
+    query = Query(query_id=RUN, coordinator="c", run_id=RUN)
+    for _ in range(1000):
+        stage.audit.answered(query, WHO)
+    stage.audit.refused(trigger(), HASH, ErrorDetail(code="busy", message=""), WHO)
+    stage.audit.obeyed(query, "tombstoned", WHO)
+    stage.audit.settle()
+    first, *rest = stage.said()
+    assert (first["decision"], first["command"], first["effect"], first["key_id"], first["run_id"]) == (
+        "accepted", "query", "answered", "key-1", RUN)  # fmt: skip
+    assert len([each for each in rest if each.get("effect") == "answered"]) == 59
+    assert [(each.get("code"), each.get("effect"), each.get("count"), each.get("of")) for each in rest[59:]] == [
+        ("busy", None, None, None),
+        (None, "tombstoned", None, None),
+        (None, None, 940, "answered"),
+    ]
 
 
 def test_off_writes_nothing() -> None:

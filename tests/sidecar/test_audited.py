@@ -102,11 +102,16 @@ async def test_what_go_cancel_and_a_query_changed_is_told(stage: Stage) -> None:
     await client.send(agent, query)
     await stage.until(lambda: [each for each in client.replies if isinstance(each, Report)], "the report")
     await agent.audited("decision", command="query")
+    await client.query(agent, running.run_id)
+    read = await agent.audited("decision", command="query", run_id=running.run_id)
+    assert (read["decision"], read["effect"], read["key_id"], read["coordinator"]) == (
+        "accepted", "answered", "unsigned", client.id)  # fmt: skip
     assert ("decision", "accepted", "go", "started") in lines_of(agent, barrier.run_id)
     assert lines_of(agent, running.run_id) == [
         ("decision", "accepted", "trigger", None),
         ("decision", "accepted", "cancel", "stopped"),
         ("outcome", None, None, "cancelled"),
+        ("decision", "accepted", "query", "answered"),
     ]
     assert lines_of(agent, never.run_id) == [("decision", "accepted", "cancel", "tombstoned")]
     assert lines_of(agent, released.run_id) == [("decision", "accepted", "release", "tombstoned")]

@@ -21,10 +21,12 @@ from agent.contract.errors import ErrorCode, Refusal
 from agent.contract.messages import Capture, CatalogueHook, Guard, Result, Targets, Trigger
 from agent.contract.states import Outcome
 from agent.pod.containers import Containers
+from agent.pod.environments import Learnt
 from agent.pod.identity import parse_description
 from agent.pod.job import MINIMAL_PATH
-from agent.pod.processes import LocalLauncher
+from agent.pod.processes import Interrupted, LocalLauncher, StartError
 from agent.pod.supervisor import NO_LAUNCHER
+from agent.sidecar import runner as runner_module
 from agent.sidecar.policy import Policy, load_policy
 from agent.sidecar.runner import Runner, RunnerOptions
 from tests.strays import descriptors, until, zombies
@@ -45,7 +47,7 @@ def _always(look: Callable[[], Containers]) -> Callable[[str | None], Awaitable[
     return answer
 
 
-def runner(*, own: str = "mysql", policy: Policy | None = None, **options: Any) -> Runner:
+def runner(*, own: str = "mysql", policy: Policy | None = None, environments: Any = None, **options: Any) -> Runner:
     whole = {"address": "127.0.0.1", "user_agent": "podhook/1", "output_limit_bytes": 32768, **options}
     return Runner(
         LocalLauncher(),
@@ -54,6 +56,7 @@ def runner(*, own: str = "mysql", policy: Policy | None = None, **options: Any) 
         RunnerOptions(**whole),
         now=lambda: NOW,
         policy=lambda: policy,
+        environments=environments,
     )
 
 
@@ -270,6 +273,81 @@ async def test_an_http_action_asks_the_pods_own_address():
     assert result.started_at == NOW
 
 
+class Siblings:
+    """The environments of the other containers; counts who asks."""
+
+    def __init__(self, *learnt: Learnt, wait: bool = False) -> None:
+        self.learnt, self.wait, self.asked = learnt, wait, 0
+
+    async def __call__(self) -> tuple[Learnt, ...]:
+        self.asked += 1
+        if self.wait:
+            await asyncio.Event().wait()
+        return self.learnt
+
+
+KNOWN = Learnt("mysql", [(b"MYSQL_PASSWORD", b"hunter-22"), (b"CACHE", b"redis://u:in-the-url@h/")])
+SHOWS_ALL = b"<b>MYSQL_PASSWORD=hunter-22 redis://u:in-the-url@h/ aHVudGVy\nLTIy</b>"
+
+
+def answer(status: str, body: bytes) -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@pytest.mark.parametrize("status", ["200 OK", "500 No"])
+async def test_an_answer_shows_no_secret_of_the_pods_containers(status):
+    siblings = Siblings(KNOWN)
+    async with server(answer(status, SHOWS_ALL)) as (port, _):
+        result = await run(trigger({"httpGet": {"port": port}}), environments=siblings)
+    shown = "<b>MYSQL_PASSWORD=[redacted] redis://u:[redacted]@h/ [redacted]</b>"
+    assert (result.stdout.text, result.notes) == (shown, [])
+    if result.error is not None:
+        assert result.error.message.endswith(shown), "its start is quoted"
+    assert siblings.asked == 1
+
+
+async def test_what_of_the_pod_is_not_known_is_noted():
+    unreadable = Learnt("redis", why_not=StartError(OSError(0, ""), "environment"))
+    gone = Learnt("web", why_not=Interrupted(ErrorCode.LAUNCHER_RESTARTED, "the launcher did not answer"))
+    async with server(answer("200 OK", SHOWS_ALL)) as (port, _):
+        result = await run(trigger({"httpGet": {"port": port}}), environments=Siblings(KNOWN, unreadable, gone))
+    assert "hunter-22" not in result.stdout.text, "what is known is looked for all the same"
+    what = "what was answered was not searched for secrets in the environment of container"
+    assert result.notes == [
+        f"{what} 'redis': its main process overwrote its environment; what it was started with is not known",
+        f"{what} 'web': the launcher did not answer",
+    ]
+
+
+async def test_nobody_is_asked_where_nothing_is_kept_nor_for_a_command_or_a_connection():
+    siblings = Siblings(KNOWN)
+    async with server(answer("500 No", b"hunter-22")) as (port, _):
+        get = trigger({"httpGet": {"port": port}}, capture=Capture(limit_bytes=0))
+        result = await run(get, environments=siblings)
+        assert (result.http_status, "hunter" in result.stdout.text) == (500, False)
+        assert "hunter" not in (result.error.message if result.error else "")
+        await run(trigger({"tcpSocket": {"port": port}}), environments=siblings)
+        await run(sh("true"), environments=siblings)
+    assert siblings.asked == 0
+
+
+async def test_a_request_waits_a_moment_for_it_and_then_goes(monkeypatch):
+    monkeypatch.setattr(runner_module, "LEARN_SECONDS", 0.01)
+    async with server(answer("200 OK", b"hunter-22")) as (port, heads):
+        result = await run(trigger({"httpGet": {"port": port}}), environments=Siblings(wait=True))
+    assert (result.outcome, len(heads)) == (Outcome.SUCCEEDED, 1)
+    assert result.notes == [
+        "what was answered was not searched for secrets in the environment of the other containers: no answer in time"
+    ]
+
+
+async def test_a_request_without_an_answer_has_no_such_note():
+    gone = Learnt("web", why_not=Interrupted(ErrorCode.LAUNCHER_RESTARTED, "x"))
+    async with server() as (port, _):
+        result = await run(trigger({"httpGet": {"port": port}}), environments=Siblings(gone))
+    assert (result.http_status, result.notes) == (None, [])
+
+
 async def test_an_http_answer_is_kept_up_to_the_limit():
     async with server(b"HTTP/1.1 500 Broken\r\nContent-Length: 5000\r\n\r\n" + b"x" * 5000) as (port, _):
         result = await run(trigger({"httpPost": {"port": port, "body": "{}"}}, capture=Capture(limit_bytes=100)))
@@ -364,8 +442,10 @@ async def test_a_redirect_leads_only_where_the_policy_lets_it():
         async with server(answer % place) as (port, heads):
             policy = load_policy(f"http: [{{hosts: [pod], ports: [{port}], paths: [/ok/]}}]")
             result = await run(trigger({"httpGet": {"port": port, "path": "/ok/"}}), policy=policy)
-        code = ErrorCode.POLICY_DENIED if asked == 1 else ErrorCode.TOO_MANY_REDIRECTS
-        assert (result.outcome, result.error.code, len(heads)) == (Outcome.FAILED, code, asked)
+        no = (Outcome.REJECTED, ErrorCode.POLICY_DENIED, "http")
+        expected = no if asked == 1 else (Outcome.FAILED, ErrorCode.TOO_MANY_REDIRECTS, None)
+        assert (result.outcome, result.error.code, result.error.rule) == expected
+        assert len(heads) == asked
 
 
 # --- faults

@@ -8,15 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
-from agent.actions.addresses import Reach, meant
+from agent.actions.addresses import NO_POLICY, Reach, meant
 from agent.contract.actions import Action, ExecAction, HttpGetAction, HttpPostAction
 from agent.contract.durations import format_duration
 from agent.contract.errors import ErrorCode, Refusal
 from agent.sidecar.policy.document import CommandRule, HttpRule, PlaceRule, Policy
 from agent.sidecar.policy.hosts import Aim, Hosts
 
-#: What is said where the agent has no policy.
-NO_POLICY = "no policy"
 #: Headers that say what is sent or wanted, or who asks; any other - Host above all - a rule has to list.
 PLAIN_HEADERS = frozenset(
     {"accept", "accept-charset", "accept-encoding", "accept-language", "authorization", "content-type", "user-agent"}
@@ -104,8 +102,9 @@ def judge_redirect(policy: Policy | None, asked: Asked, method: str, port: int, 
         return Reach()
     if asked.hook:
         if port != asked.port:
-            message = f"catalogue.{asked.hook} allows port {asked.port} only, and a redirect leads to port {port}"
-            raise Refusal(ErrorCode.POLICY_DENIED, message)
+            rule = f"catalogue.{asked.hook}"
+            message = f"policy: {rule} allows port {asked.port} only, and a redirect leads to port {port}"
+            raise Refusal(ErrorCode.POLICY_DENIED, message, rule)
         return _of_catalogue(policy, asked).reach
     headers = tuple(each.name for each in original.http_headers)
     decision = judge_request(policy, Request(method, original.host, port, path, headers), asked.pod_address)
@@ -294,4 +293,4 @@ def unknown_hook(policy: Policy | None, name: str) -> Refusal:
     else:
         names = ", ".join(list(policy.catalogue)[:50]) or "none"
         message = f"policy: catalogue: has no hook {name!r} (has: {names}); name one of them"
-    return Refusal(ErrorCode.UNKNOWN_HOOK, message)
+    return Refusal(ErrorCode.UNKNOWN_HOOK, message, NO_POLICY if policy is None else "catalogue")

@@ -12,6 +12,8 @@ from agent.sidecar.policy.document import Policy, load_policy
 
 log = structlog.get_logger("podhook.policy")
 
+#: The rule that refuses everything while there is no other: the setting that asks for a policy.
+RULE = "PODHOOK_POLICY"
 #: Of a broken file, presence says so many problems; `podhook policy check` says all.
 _TOLD = 3
 
@@ -62,5 +64,6 @@ class PolicyFile:
                 ErrorCode.POLICY_UNAVAILABLE,
                 f"this agent was given the policy {self._path}, and has never been able to use it, so it runs nothing; "
                 "mend the file: podhook policy check names every problem",
+                RULE,
             )
         return self._policy

@@ -208,8 +208,9 @@ def test_a_redirect_needs_a_rule_of_its_own():
     of = asked(post("", 8080, "/backup/x", "X-Token"))
     assert judge_redirect(POLICY, of, "POST", 8080, "/thaw").rule == "http[0]"
     for method, port, path in (("GET", 8080, "/thaw"), ("POST", 8081, "/thaw"), ("POST", 8080, "/admin")):
-        with pytest.raises(Refusal, match="policy: http: no rule allows"):
+        with pytest.raises(Refusal, match="policy: http: no rule allows") as caught:
             judge_redirect(POLICY, of, method, port, path)
+        assert caught.value.rule == "http"
     assert judge_redirect(None, of, "GET", 1, "/").others
 
 
@@ -313,8 +314,9 @@ def test_a_hook_is_its_own_rule_and_its_host_is_what_it_opens():
     assert reach("ask", db="x").refusal("169.254.169.254") is not None
     of = Asked(hook_action(WITH_HOOKS, "ask", {"db": "x"}), port=80, hook="ask", pod_address=POD)
     assert judge_redirect(WITH_HOOKS, of, "GET", 80, "/").rule == "catalogue.ask"
-    with pytest.raises(Refusal, match="a redirect leads to port 81"):
+    with pytest.raises(Refusal, match="a redirect leads to port 81") as caught:
         judge_redirect(WITH_HOOKS, of, "GET", 81, "/")
+    assert (caught.value.code, caught.value.rule) == (ErrorCode.POLICY_DENIED, "catalogue.ask")
 
 
 def test_a_pattern_that_would_take_others_for_ever_takes_no_time():
