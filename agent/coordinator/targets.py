@@ -76,6 +76,9 @@ class PodSeen:
         """The pod, to aim at."""
         return Target(self.namespace, self.name, self.uid)
 
+    def __str__(self) -> str:
+        return str(self.target)
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:

@@ -64,7 +64,6 @@ def test_a_valid_file_is_described_hook_by_hook(tmp_path):
         "good#2: tcpSocket, no executor: valid",
         "one thing is missing: executor",
         "good#3: no action, Function executor: valid",
-        "comes with the Kubernetes coordinator",
     ):
         assert sentence in done.stdout
 
