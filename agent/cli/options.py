@@ -127,7 +127,10 @@ Kubeconfig = Annotated[
 Context = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="The kubeconfig's context, if not its present one.", rich_help_panel=CLUSTER_PANEL
+        "--context",
+        metavar="NAME",
+        help="The kubeconfig's context, if not its present one.",
+        rich_help_panel=CLUSTER_PANEL,
     ),
 ]
 

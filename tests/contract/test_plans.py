@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -88,6 +89,12 @@ def test_a_full_document_has_a_name_a_namespace_and_what_templates_read():
     assert (bare.namespace, bare.hooks) == ("demo", plan.hooks)
 
 
+def test_the_plan_of_the_documentation_is_one():
+    page = (Path(__file__).parents[2] / "docs" / "around.md").read_text()
+    plan = load_plan(page.split("```yaml\n")[1].split("```")[0])
+    assert [hook.title for phase in plan.phases for hook in plan.of(phase)] == ["read-only", "writable", "tell"]
+
+
 @pytest.mark.parametrize(
     ("written", "said"),
     [
@@ -150,7 +157,7 @@ def test_a_plan_is_told_from_hooks(text, plan):
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
