@@ -60,7 +60,7 @@ def test_a_long_name_is_compared_as_the_kernel_keeps_it():
         ([PAUSE, SHELL], 99, 'no process is called "mosquitto"; if .* shareProcessNamespace'),
         ([], 1, "only this container's own processes are to be seen.*shareProcessNamespace: true in its spec"),
         ([SHELL], 1, "only this container's own processes"),
-        ([PAUSE, other(name="mosquitto2")], 99, 'no process is called "mosquitto" .*give --process NAME'),
+        ([PAUSE, other(name="mosquitto2")], 99, 'no process is called "mosquitto"; .*give --process NAME'),
         ([BROKER, other(pid=12)], 99, r'2 processes are called "mosquitto" \(7, 12\); give --pid-file FILE'),
         ([other(uid=THEM, real_uid=THEM)], 99, r"runs as uid 0, and this as 1883; run it as the same user"),
         ([other(real_uid=THEM)], 99, "runs as uid"),
