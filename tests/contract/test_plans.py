@@ -95,6 +95,7 @@ def test_a_full_document_has_a_name_a_namespace_and_what_templates_read():
         ("[]", "is a list, not a plan"),
         ("preBackup: []", "the plan has no hook in it; it has lists for them: preBackup"),
         ("kind: HookTemplate", "kind: is 'HookTemplate', where a HookPlan is wanted"),
+        ("kind: RestoreSession", "paste the lists below its spec.hooks into a HookPlan"),
         ("preBackup: {}", "preBackup: {} is a mapping, not a list"),
         ("hooks: {}", "hooks: unknown field; known fields: invoker, target, preBackup"),
         ("prebackup: [{file: x}]", "prebackup: unknown field; did you mean 'preBackup'?"),

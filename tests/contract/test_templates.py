@@ -274,6 +274,12 @@ def test_template_syntax_and_shell_variables_stay_as_they_are():
             "'no' is a text, not a boolean; write true or false without quotes",
         ),
         ("kind: BackupSession", "kind", "is 'BackupSession'; only HookTemplate can be run"),
+        (
+            "kind: BackupConfiguration",
+            "kind",
+            "is 'BackupConfiguration'; only HookTemplate can be run; paste the lists below its spec.sessions[].hooks "
+            "into a HookPlan (kind: HookPlan)",
+        ),
         ("[1, 2]", "", "is a list, not a HookTemplate; write `action:` and `executor:`"),
         ("hello", "", "is a text, not a HookTemplate; write `action:` and `executor:`"),
         ("{}", "", "has neither an action nor an executor; write at least one of `action:` and `executor:`"),
