@@ -1,5 +1,8 @@
 """One run on a thousand pods: time to the last outcome and the coordinator's memory, with signatures and journals on.
 
+Some rounds go by presence, the others by a cluster (kmock) that has the pods: two pages of them, and a list of their
+owners on the way to a Deployment.
+
 The coordinator is the real command in a process of its own. The agents are light ones, some hundred to a process, each
 with its own connection, journal, audit and keys. What runs is a TCP check: a thousand commands would measure this
 machine's cores, which in a cluster are a thousand nodes'.
@@ -25,6 +28,7 @@ from agent.contract.signing.keys import generate, private_text, public_text
 from agent.coordinator import Coordinator
 from tests.agents import LightAgent, light_settings
 from tests.brokers import Mosquitto, mosquitto_binary
+from tests.cluster.world import World, a_world, pod
 
 AGENTS = 1000
 HOSTS = 2
@@ -92,23 +96,52 @@ async def _rounds(directory: Path, url: str) -> None:
         trust = ["--key", directory / "coordinator.key", "--agent-keys", directory / "agent"]
         command = [sys.executable, "-m", "agent", "run", hook, "-n", "shop", "-o", "json", "--broker", url, *trust]
         for _ in range(ROUNDS):
-            begun = time.perf_counter()
-            process = await asyncio.create_subprocess_exec(
-                *command, "--expect", str(AGENTS), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
-            peak = asyncio.create_task(_peak_mb(process.pid))
-            told, said = await process.communicate()
-            seconds = time.perf_counter() - begun
-            _show(json.loads(told), said.decode(), seconds, await peak)
+            await _round("fleet", [*command, "--expect", str(AGENTS)])
+        owned = directory / "owned.yaml"
+        owned.write_text(hook.read_text().replace("strategy:", "owner: {kind: Deployment, name: db}, strategy:"))
+        command[command.index(hook)] = owned
+        async with a_world(directory) as world:
+            _populate(world)
+            for _ in range(ROUNDS):
+                asked = len(world.asked)
+                await _round("fleet of a cluster", [*command, "--kubeconfig", world.kubeconfig])
+                print(f"fleet of a cluster: {len(world.asked) - asked} questions to the API server")
 
 
-def _show(run: dict[str, object], said: str, seconds: float, peak_mb: float) -> None:
+def _populate(world: World) -> None:
+    """A pod for each agent, all of one Deployment."""
+
+    def owner(kind: str) -> dict[str, object]:
+        return {"apiVersion": "apps/v1", "kind": kind, "name": "db", "uid": f"uid-{kind}", "controller": True}
+
+    owned = {"name": "db", "namespace": "shop"}
+    for kind, above in (("ReplicaSet", [owner("Deployment")]), ("Deployment", [])):
+        world.put(
+            f"apps/v1/{kind.lower()}s",
+            {"kind": kind, "metadata": {**owned, "uid": f"uid-{kind}", "ownerReferences": above}},
+        )
+    for at in range(AGENTS):
+        world.put("v1/pods", pod(f"db-{at}", labels={"app": "db"}, ownerReferences=[owner("ReplicaSet")]))
+
+
+async def _round(what: str, command: list[object]) -> None:
+    begun = time.perf_counter()
+    process = await asyncio.create_subprocess_exec(
+        *map(str, command), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    peak = asyncio.create_task(_peak_mb(process.pid))
+    told, said = await process.communicate()
+    seconds = time.perf_counter() - begun
+    _show(what, json.loads(told), said.decode(), seconds, await peak)
+
+
+def _show(what: str, run: dict[str, object], said: str, seconds: float, peak_mb: float) -> None:
     targets = run["targets"]
     assert isinstance(targets, list)
     good = sum(each["outcome"] == "succeeded" and each["verified"] for each in targets)
     times = [float(line.split("s", 1)[0]) for line in said.splitlines() if " selected " in line or " succeeded" in line]
     print(
-        f"fleet: {good} of {AGENTS} outcomes, verified: {max(times) - min(times):.2f} s from the selection to the "
+        f"{what}: {good} of {AGENTS} outcomes, verified: {max(times) - min(times):.2f} s from the selection to the "
         f"last, {seconds:.2f} s for the whole command, coordinator's peak memory {peak_mb:.0f} MB"
     )
 
@@ -139,6 +172,7 @@ async def _host(directory: Path, url: str, number: int) -> None:
         settings = light_settings(url, "podhook", home, f"db-{at}").model_copy(
             update={
                 "allow_unsigned": False,
+                "pod_uid": f"uid-shop-db-{at}",  # the cluster's word for it
                 "trusted_keys": directory / "coordinator" / "shop.pub",
                 "agent_key": directory / "agent.key",
             }

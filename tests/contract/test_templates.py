@@ -9,6 +9,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from agent.contract.documents import paste_hint
 from agent.contract.errors import InvalidHook
 from agent.contract.templates import MAX_FILE_BYTES, MAX_HOOKS, load_hooks, used_placeholders
 
@@ -277,8 +278,7 @@ def test_template_syntax_and_shell_variables_stay_as_they_are():
         (
             "kind: BackupConfiguration",
             "kind",
-            "is 'BackupConfiguration'; only HookTemplate can be run; paste the lists below its spec.sessions[].hooks "
-            "into a HookPlan (kind: HookPlan)",
+            "is 'BackupConfiguration'; only HookTemplate can be run" + paste_hint("BackupConfiguration"),
         ),
         ("[1, 2]", "", "is a list, not a HookTemplate; write `action:` and `executor:`"),
         ("hello", "", "is a text, not a HookTemplate; write `action:` and `executor:`"),
