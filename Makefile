@@ -40,7 +40,7 @@ if ! PATH="$$PATH:/usr/sbin:/sbin" command -v $(1) >/dev/null; then \
 fi
 endef
 
-.PHONY: help demo test test-pods test-faults fuzz pods-ready lint format bench crds constraints sbom audit clean
+.PHONY: help demo test test-pods test-kube test-faults fuzz pods-ready lint format bench crds constraints sbom audit clean
 
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -56,6 +56,9 @@ test: $(VENV)/dev.stamp pods-ready ## Run every test; skips what cannot run here
 
 test-pods: $(VENV)/dev.stamp pods-ready ## Run the tests with real containers only; needs root and podman, which it installs
 	@$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS) tests/pods
+
+test-kube: $(VENV)/dev.stamp ## Run a hook of each kind in the cluster of KUBECONFIG (PODHOOK_TEST_IMAGE=podhook's image, there)
+	@PODHOOK_TEST_KUBE=true $(BIN)/python -m pytest $(PYTEST_ARGS) tests/kube
 
 test-faults: $(VENV)/dev.stamp ## Kill, freeze, cut and fill for ten minutes, and see what held (FAULTS_SECONDS=600 FAULTS_SEED=)
 	@$(call needs,mosquitto,mosquitto,the broker of the tests)

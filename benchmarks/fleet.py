@@ -1,8 +1,11 @@
 """One run on a thousand pods: time to the last outcome and the coordinator's memory, with signatures and journals on.
 
-The coordinator is the real command in a process of its own; it asks a mock API server (kmock) which pods there are. The
-agents are light ones, some hundred to a process, each with its own connection, journal, audit and keys. What runs is a
-TCP check: a thousand commands would measure this machine's cores, which in a cluster are a thousand nodes'.
+Some rounds go by presence, the others by a cluster (kmock) that has the pods: two pages of them, and a list of their
+owners on the way to a Deployment.
+
+The coordinator is the real command in a process of its own. The agents are light ones, some hundred to a process, each
+with its own connection, journal, audit and keys. What runs is a TCP check: a thousand commands would measure this
+machine's cores, which in a cluster are a thousand nodes'.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from agent.contract.signing.keys import generate, private_text, public_text
 from agent.coordinator import Coordinator
 from tests.agents import LightAgent, light_settings
 from tests.brokers import Mosquitto, mosquitto_binary
-from tests.cluster.world import a_world, pod
+from tests.cluster.world import World, a_world, pod
 
 AGENTS = 1000
 HOSTS = 2
@@ -68,7 +71,7 @@ def _hosts(directory: Path, url: str) -> Iterator[None]:
     """The processes that the agents live in."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     hosts = []
-    for number in ("cluster", *range(HOSTS)):
+    for number in range(HOSTS):
         command = [sys.executable, "-m", "benchmarks.fleet", str(directory), url, str(number)]
         hosts.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE))
     try:
@@ -87,47 +90,58 @@ async def _rounds(directory: Path, url: str) -> None:
         while (online := sum(each.state == "online" for each in await coordinator.agents())) < AGENTS:
             assert time.monotonic() < end, f"only {online} agents came online within {READY_SECONDS} s"
             await asyncio.sleep(0.5)
-    while not (directory / "cluster-is-up").exists():
-        assert time.monotonic() < end, f"the API server did not come up within {READY_SECONDS} s"
-        await asyncio.sleep(0.1)
     async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, backlog=2048) as server:
         hook = directory / "hook.yaml"
         hook.write_text(HOOK % server.sockets[0].getsockname()[1])
         trust = ["--key", directory / "coordinator.key", "--agent-keys", directory / "agent"]
-        cluster = ["--source", "kubernetes", "--kubeconfig", directory / "kubeconfig"]
-        command = [
-            sys.executable,
-            "-m",
-            "agent",
-            "run",
-            hook,
-            "-n",
-            "shop",
-            "-o",
-            "json",
-            "--broker",
-            url,
-            *trust,
-            *cluster,
-        ]
+        command = [sys.executable, "-m", "agent", "run", hook, "-n", "shop", "-o", "json", "--broker", url, *trust]
         for _ in range(ROUNDS):
-            begun = time.perf_counter()
-            process = await asyncio.create_subprocess_exec(
-                *command, "--expect", str(AGENTS), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
-            peak = asyncio.create_task(_peak_mb(process.pid))
-            told, said = await process.communicate()
-            seconds = time.perf_counter() - begun
-            _show(json.loads(told), said.decode(), seconds, await peak)
+            await _round("fleet", [*command, "--expect", str(AGENTS)])
+        owned = directory / "owned.yaml"
+        owned.write_text(hook.read_text().replace("strategy:", "owner: {kind: Deployment, name: db}, strategy:"))
+        command[command.index(hook)] = owned
+        async with a_world(directory) as world:
+            _populate(world)
+            for _ in range(ROUNDS):
+                asked = len(world.asked)
+                await _round("fleet of a cluster", [*command, "--kubeconfig", world.kubeconfig])
+                print(f"fleet of a cluster: {len(world.asked) - asked} questions to the API server")
 
 
-def _show(run: dict[str, object], said: str, seconds: float, peak_mb: float) -> None:
+def _populate(world: World) -> None:
+    """A pod for each agent, all of one Deployment."""
+
+    def owner(kind: str) -> dict[str, object]:
+        return {"apiVersion": "apps/v1", "kind": kind, "name": "db", "uid": f"uid-{kind}", "controller": True}
+
+    owned = {"name": "db", "namespace": "shop"}
+    for kind, above in (("ReplicaSet", [owner("Deployment")]), ("Deployment", [])):
+        world.put(
+            f"apps/v1/{kind.lower()}s",
+            {"kind": kind, "metadata": {**owned, "uid": f"uid-{kind}", "ownerReferences": above}},
+        )
+    for at in range(AGENTS):
+        world.put("v1/pods", pod(f"db-{at}", labels={"app": "db"}, ownerReferences=[owner("ReplicaSet")]))
+
+
+async def _round(what: str, command: list[object]) -> None:
+    begun = time.perf_counter()
+    process = await asyncio.create_subprocess_exec(
+        *map(str, command), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    peak = asyncio.create_task(_peak_mb(process.pid))
+    told, said = await process.communicate()
+    seconds = time.perf_counter() - begun
+    _show(what, json.loads(told), said.decode(), seconds, await peak)
+
+
+def _show(what: str, run: dict[str, object], said: str, seconds: float, peak_mb: float) -> None:
     targets = run["targets"]
     assert isinstance(targets, list)
     good = sum(each["outcome"] == "succeeded" and each["verified"] for each in targets)
     times = [float(line.split("s", 1)[0]) for line in said.splitlines() if " selected " in line or " succeeded" in line]
     print(
-        f"fleet: {good} of {AGENTS} outcomes, verified: {max(times) - min(times):.2f} s from the selection to the "
+        f"{what}: {good} of {AGENTS} outcomes, verified: {max(times) - min(times):.2f} s from the selection to the "
         f"last, {seconds:.2f} s for the whole command, coordinator's peak memory {peak_mb:.0f} MB"
     )
 
@@ -147,15 +161,6 @@ async def _peak_mb(pid: int) -> float:
         await asyncio.sleep(0.02)
 
 
-async def _cluster(directory: Path) -> None:
-    """The API server that knows the pods, until standard input ends."""
-    async with a_world(directory) as world:
-        for at in range(AGENTS):
-            world.put("v1/pods", pod(f"db-{at}", labels={"app": "db"}))
-        (directory / "cluster-is-up").touch()
-        await asyncio.to_thread(sys.stdin.read)
-
-
 async def _host(directory: Path, url: str, number: int) -> None:
     """Some of the agents, until standard input ends."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
@@ -166,8 +171,8 @@ async def _host(directory: Path, url: str, number: int) -> None:
     for at in mine:
         settings = light_settings(url, "podhook", home, f"db-{at}").model_copy(
             update={
-                "pod_uid": f"uid-shop-db-{at}",
                 "allow_unsigned": False,
+                "pod_uid": f"uid-shop-db-{at}",  # the cluster's word for it
                 "trusted_keys": directory / "coordinator" / "shop.pub",
                 "agent_key": directory / "agent.key",
             }
@@ -185,7 +190,6 @@ async def _host(directory: Path, url: str, number: int) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        where, broker_url, what = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-        asyncio.run(_cluster(where) if what == "cluster" else _host(where, broker_url, int(what)))
+        asyncio.run(_host(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
     else:
         asyncio.run(main())

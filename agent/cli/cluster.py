@@ -47,6 +47,18 @@ class Asked:
             found = await self.read_function(name)
         return replace(call, job_function=found)  # None without a cluster: the call's check says so
 
+    async def with_labels(self, call: HookCall) -> HookCall:
+        """The call with the labels of its namespaces, where they decide whether the template may be used there.
+
+        Raises:
+            ClusterError: they cannot be had.
+        """
+        from agent.coordinator.usage import asks_labels
+
+        if call.namespaces is None or self.read_labels is None or not asks_labels(call.hook):
+            return call  # the call's check says what is missing
+        return replace(call, namespace_labels=await self.read_labels(call.namespaces))
+
     def sources(self, directory: Path, functions: Mapping[str, Function]) -> Sources:
         """Where a plan in this directory finds what it names; `functions` are those that are files."""
         from agent.coordinator.plan import Sources

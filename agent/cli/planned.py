@@ -34,7 +34,8 @@ def choose(text: bytes, phase: str | None, status_phase: str | None, status_erro
     Raises:
         typer.BadParameter: the options and the file do not fit, or each other.
     """
-    from agent.contract.plans import Phase, is_plan
+    from agent.contract.documents import paste_hint
+    from agent.contract.plans import Phase, is_plan, kind_of
     from agent.coordinator.plan import Status, plain
 
     plan = is_plan(text)
@@ -42,6 +43,8 @@ def choose(text: bytes, phase: str | None, status_phase: str | None, status_erro
         return None
     if not plan:
         flag = "--phase" if phase is not None else "--status-phase" if status_phase is not None else "--status-error"
+        if (kind := kind_of(text)) not in ("", "HookTemplate"):
+            raise typer.BadParameter(f"{flag} is for a HookPlan, and this file is a {kind}{paste_hint(kind)}")
         raise typer.BadParameter(f"{flag} is for a HookPlan, and this file holds hooks: leave it out")
     if phase is None:
         raise typer.BadParameter(f"the file is a HookPlan: say which list with --phase ({', '.join(Phase)})")

@@ -241,7 +241,7 @@ def command(
                         "strategy": str(strategy) if strategy else None,
                     }
                     calls = _calls(text, name_of(file) if file is not None else "", catalogue, more)
-                    calls = [await asked.with_function(call, functions) for call in calls]
+                    calls = [await asked.with_labels(await asked.with_function(call, functions)) for call in calls]
                 coordinator = connect(asked, agents=any(call.executor().type == "Pod" for call in calls))
                 _check(coordinator, calls)
                 logs_for_people()

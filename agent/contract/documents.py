@@ -20,6 +20,15 @@ _MAX_NUMBER_CHARACTERS = 100
 _TAG = "tag:yaml.org,2002:"
 _TEXT = _TAG + "str"
 
+#: Where KubeStash's objects have lists that a HookPlan takes as they stand.
+_HAVE_LISTS = {"BackupConfiguration": "spec.sessions[].hooks", "RestoreSession": "spec.hooks"}
+
+
+def paste_hint(kind: object) -> str:
+    """What to do with one of KubeStash's objects that has hooks in it; or nothing."""
+    place = _HAVE_LISTS.get(kind) if isinstance(kind, str) else None
+    return f"; paste the lists below its {place} into a HookPlan (kind: HookPlan)" if place else ""
+
 
 class _Refused(yaml.MarkedYAMLError):
     """YAML that is right, and that a hook may not use."""

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError
 
 from agent.contract.actions import Finding, Strict
-from agent.contract.documents import read_documents, shown
+from agent.contract.documents import paste_hint, read_documents, shown
 from agent.contract.durations import parse_duration
 from agent.contract.env_vars import EnvVar
 from agent.contract.errors import BadInput, InvalidHook, Problem
@@ -36,6 +36,7 @@ __all__ = [
     "Reference",
     "TemplateReference",
     "is_plan",
+    "kind_of",
     "load_plan",
 ]
 
@@ -230,6 +231,13 @@ def is_plan(text: str | bytes) -> bool:
     return "action" not in first and "executor" not in first and any(str(phase) in first for phase in Phase)
 
 
+def kind_of(text: str | bytes) -> str:
+    """The `kind` of a file's first document, shortened; "" where it has none."""
+    documents, _ = read_documents(text)
+    first = documents[0] if documents else None
+    return str(first.get("kind") or "")[:80] if isinstance(first, dict) else ""
+
+
 def load_plan(text: str | bytes, *, name: str = "plan") -> HookPlan:
     """Read a file that holds one plan: a full document, or just its lists. `name` is that of a bare one.
 
@@ -261,7 +269,8 @@ def _read(document: Any, name: str) -> tuple[HookPlan | None, list[Problem]]:
         return None, [Problem("", text)]
     full = any(key in document for key in ("apiVersion", "kind", "metadata", "spec"))
     if full and document.get("kind", KIND) != KIND:
-        return None, [Problem("kind", f"is {shown(document['kind'])}, where a {KIND} is wanted")]
+        kind = document["kind"]
+        return None, [Problem("kind", f"is {shown(kind)}, where a {KIND} is wanted{paste_hint(kind)}")]
     try:
         if full:
             written = _Document.model_validate(document)

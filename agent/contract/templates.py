@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from agent.contract.actions import Action, Finding, Strict
-from agent.contract.documents import MAX_FILE_BYTES, read_documents, shown
+from agent.contract.documents import MAX_FILE_BYTES, paste_hint, read_documents, shown
 from agent.contract.env_vars import EnvVar
 from agent.contract.errors import BadInput, InvalidHook, Problem
 from agent.contract.explain import explain, type_name
@@ -315,7 +315,8 @@ def _read(document: Any, name: str) -> tuple[Hook | None, list[Problem]]:
         return None, [Problem("", f"is a {type_name(document)}, not a HookTemplate; write `action:` and `executor:`")]
     full = "apiVersion" in document or "kind" in document or "spec" in document
     if full and document.get("kind", "HookTemplate") != "HookTemplate":
-        return None, [Problem("kind", f"is {shown(document['kind'])}; only HookTemplate can be run")]
+        kind = document["kind"]
+        return None, [Problem("kind", f"is {shown(kind)}; only HookTemplate can be run{paste_hint(kind)}")]
     try:
         if full:
             template = HookTemplate.model_validate(document)

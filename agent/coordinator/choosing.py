@@ -16,6 +16,8 @@ from agent.coordinator.targets import PodSeen, Selection, among, strangers
 if TYPE_CHECKING:
     from agent.cluster import Cluster
 
+_FORBIDDEN = 403
+
 
 class Source(StrEnum):
     """Who says which pods there are.
@@ -62,8 +64,8 @@ class Chooser:
                 self._cluster, executor.selector, call.namespaces, executor.owner, note=unknown.append
             )
         except ClusterRefused as error:
-            if self._source is Source.KUBERNETES:
-                raise
+            if self._source is Source.KUBERNETES or error.status != _FORBIDDEN:
+                raise  # a login that has run out, or a selector that it does not take, is nobody's wish
             selection = await self._by_presence(call, executor, stopped)
             note = f"pods were chosen by what agents say, and pods that have none were not missed: {error}"
             return replace(selection, notes=(*selection.notes, note))

@@ -34,6 +34,7 @@ from agent.coordinator.secrets import Secrets
 from agent.coordinator.solo import Solo
 from agent.coordinator.targets import Selection, Target, why_not
 from agent.coordinator.trust import Trust, load_agent_keys, load_key, printable
+from agent.coordinator.usage import asks_labels
 from agent.coordinator.verdict import Verdict, verdict_of
 from agent.coordinator.watch import CANCEL_SECONDS
 from agent.coordinator.wire import Distrusted, Wire
@@ -357,9 +358,9 @@ class Coordinator:
 
     async def _informed(self, call: HookCall) -> HookCall:
         """The call with the labels of its namespaces, where its template asks for them and the cluster has them."""
-        allowed = call.hook.spec.usage_policy.allowed_namespaces
-        asks = allowed.from_ == "Selector" and call.hook.namespace is not None
-        if self._cluster is None or not asks or call.namespaces is None or call.namespace_labels is not None:
+        if self._cluster is None or not asks_labels(call.hook):
+            return call
+        if call.namespaces is None or call.namespace_labels is not None:
             return call
         from agent.coordinator.kubernetes import namespace_labels  # noqa: PLC0415 (only with a cluster)
 

@@ -17,6 +17,7 @@ from agent.contract.messages import DEFAULT_TIMEOUT_SECONDS
 from agent.contract.plans import HookInfo, HookPlan, Phase, PolicyName
 from agent.contract.templates import MAX_FILE_BYTES, Hook, load_hooks
 from agent.coordinator.calls import HookCall
+from agent.coordinator.usage import asks_labels
 
 if TYPE_CHECKING:
     from agent.contract.functions import Function
@@ -203,8 +204,7 @@ async def _labels(
     hook: Hook, path: str, namespaces: frozenset[str] | None, found: _Found
 ) -> dict[str, dict[str, str]] | None:
     """Those of the namespaces in question, where the template asks for them."""
-    asks = hook.namespace is not None and hook.spec.usage_policy.allowed_namespaces.from_ == "Selector"
-    if not asks or namespaces is None or found.sources.read_labels is None:
+    if not asks_labels(hook) or namespaces is None or found.sources.read_labels is None:
         return None
     try:
         return await found.sources.read_labels(namespaces)

@@ -10,6 +10,11 @@ from agent.contract.templates import Hook
 _PATH = "spec.usagePolicy"
 
 
+def asks_labels(hook: Hook) -> bool:
+    """Whether the labels of namespaces decide where this template may be used."""
+    return hook.namespace is not None and hook.spec.usage_policy.allowed_namespaces.from_ == "Selector"
+
+
 def check_usage(
     hook: Hook, namespaces: frozenset[str] | None, labels: Mapping[str, Mapping[str, str]] | None = None
 ) -> None:

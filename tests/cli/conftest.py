@@ -24,7 +24,8 @@ POD = {"type": "Pod", "pod": {"selector": "app=db", "strategy": "ExecuteOnAll"}}
 def clean_environment(**more: object) -> dict[str, str]:
     """Ours without settings of podhook, plus `more`; None takes a variable away."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PODHOOK_", "COLUMNS", "LINES"))}
-    return kept | {key: str(value) for key, value in more.items()}
+    kept = {key: value for key, value in kept.items() if more.get(key, "") is not None}
+    return kept | {key: str(value) for key, value in more.items() if value is not None}
 
 
 @dataclass

@@ -87,6 +87,10 @@ def test_2_for_phase_of_a_file_of_hooks(shared):
     done = shared("run", shared.file("true"), "--phase", "preBackup")
     assert done.returncode == 2
     assert "--phase is for a HookPlan, and this file holds hooks" in " ".join(done.stderr.split())
+    whole = shared.file({"kind": "BackupConfiguration", "spec": {"sessions": [{"hooks": {"preBackup": []}}]}})
+    done = shared("run", whole, "--phase", "preBackup")
+    assert (done.returncode, "this file holds hooks" in done.stderr) == (2, False)
+    assert "paste the lists below its spec.sessions[].hooks into a HookPlan" in " ".join(done.stderr.split())
 
 
 def test_the_plans_namespace_is_where_its_hooks_run_unless_another_is_named(shared, plan):

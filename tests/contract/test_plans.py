@@ -102,6 +102,7 @@ def test_the_plan_of_the_documentation_is_one():
         ("[]", "is a list, not a plan"),
         ("preBackup: []", "the plan has no hook in it; it has lists for them: preBackup"),
         ("kind: HookTemplate", "kind: is 'HookTemplate', where a HookPlan is wanted"),
+        ("kind: RestoreSession", "paste the lists below its spec.hooks into a HookPlan"),
         ("preBackup: {}", "preBackup: {} is a mapping, not a list"),
         ("hooks: {}", "hooks: unknown field; known fields: invoker, target, preBackup"),
         ("prebackup: [{file: x}]", "prebackup: unknown field; did you mean 'preBackup'?"),

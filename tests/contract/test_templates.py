@@ -9,6 +9,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from agent.contract.documents import paste_hint
 from agent.contract.errors import InvalidHook
 from agent.contract.templates import MAX_FILE_BYTES, MAX_HOOKS, load_hooks, used_placeholders
 
@@ -274,6 +275,11 @@ def test_template_syntax_and_shell_variables_stay_as_they_are():
             "'no' is a text, not a boolean; write true or false without quotes",
         ),
         ("kind: BackupSession", "kind", "is 'BackupSession'; only HookTemplate can be run"),
+        (
+            "kind: BackupConfiguration",
+            "kind",
+            "is 'BackupConfiguration'; only HookTemplate can be run" + paste_hint("BackupConfiguration"),
+        ),
         ("[1, 2]", "", "is a list, not a HookTemplate; write `action:` and `executor:`"),
         ("hello", "", "is a text, not a HookTemplate; write `action:` and `executor:`"),
         ("{}", "", "has neither an action nor an executor; write at least one of `action:` and `executor:`"),
