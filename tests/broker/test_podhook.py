@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from agent.bus.types import Publication
 from agent.contract.topics import Topics
 from tests.agents import AgentProcess, until
 from tests.broker.raw import Raw
 from tests.broker.shipped import Shipped, podhook
+from tests.broker.stage import link
 from tests.broker.test_certificates import certified
 from tests.brokers import poll
 
@@ -157,6 +159,11 @@ async def test_a_user_that_is_removed_is_cut_and_stays_out(shipped, tmp_path):
         assert agent.alive, "a sidecar stays up"
     finally:
         agent.kill()
+        async with link(
+            shipped.as_user("coordinator_everywhere")
+        ) as pruning:  # nobody else may clear what it left behind
+            await pruning.wait_up(20)
+            await pruning.publish(Publication(Topics().presence("gone", "db-0"), b"", retain=True))
 
 
 async def test_rules_change_and_the_password_stays(shipped, agents, tmp_path):

@@ -193,7 +193,8 @@ def accepted(kind: str, spec: Json) -> None:
 
 def hooks() -> list[tuple[str, Json]]:
     files = sorted([*ROOT.glob("examples/guide/*.yaml"), *ROOT.glob("examples/hooks/*.yaml")])
-    return [(file.name, each) for file in files for each in yaml.safe_load_all(file.read_text(encoding="utf-8"))]
+    read = [(file.name, each) for file in files for each in yaml.safe_load_all(file.read_text(encoding="utf-8"))]
+    return [(name, each) for name, each in read if each.get("kind") != "HookPlan"]  # which no cluster has
 
 
 @pytest.mark.parametrize(("name", "document"), hooks(), ids=[name for name, _ in hooks()])

@@ -20,9 +20,12 @@ async def together(questions: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
         async with turns:
             return await question()
 
+    # Not a TaskGroup: until Python 3.11.3 one that failed leaves the task behind as if it were being cancelled, and the
+    # next `asyncio.timeout` in it then ends with CancelledError (cpython issue 102780).
+    tasks = [asyncio.create_task(ask(question), name="cluster question") for question in questions]
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(ask(question), name="cluster question") for question in questions]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -8,7 +8,8 @@ import pytest
 
 from agent.cluster.resources import PODHOOK_HOOK_TEMPLATES
 from agent.contract.errors import ClusterNotFound, ClusterRefused, InvalidHook
-from agent.coordinator.kubernetes import namespace_labels, read_function_document, read_template
+from agent.coordinator.kubernetes import namespace_labels, read_template
+from agent.coordinator.kubernetes.templates import read_function_document
 from tests.cluster.world import World, no
 
 KUBESTASH = "core.kubestash.com/v1alpha1"
