@@ -42,13 +42,24 @@ _STEPS = frozenset({"triggered", "accepted", "ready", "go", "started"})
 MAX_REASONS = 8
 
 
+class ErrorConsole(Console):
+    """Standard error. Rich's own, once nobody reads it, turns standard output to /dev/null and ends with code 1."""
+
+    def __init__(self, *, width: int | None = None) -> None:
+        super().__init__(stderr=True, width=width)
+
+    def on_broken_pipe(self) -> None:
+        """Raise BrokenPipeError again, for whoever writes."""
+        raise BrokenPipeError
+
+
 class RunView:
     """Watches one run. Everything goes to standard error, so standard output stays the result's."""
 
     def __init__(self, hook: str) -> None:
         self._hook = hook
         self._run_id = ""
-        self._console = Console(stderr=True)
+        self._console = ErrorConsole()
         self._rows: dict[Target, tuple[str, str]] = {}
         self._begun = time.monotonic()
         live = self._console.is_terminal and not self._console.is_dumb_terminal

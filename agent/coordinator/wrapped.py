@@ -63,6 +63,8 @@ class Wrapped:
             NotStarted: it could not be.
         """
         self.shares_terminal = has_terminal()
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:  # inherited: the kernel would reap, and tell nobody
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         mark = secrets.token_hex(8)
         self._mark = f"{MARK_VARIABLE}={mark}".encode()
         try:
