@@ -490,3 +490,24 @@ def test_one_agent_that_is_gone_keeps_nobody_else_frozen(cli, tmp_path):
     written = json.loads(report.read_text())
     assert written["unreached"] == ["default/db-1"]
     assert written["hooks"][-1]["why"] == "succeeded, but not in default/db-1: no live agent there"
+
+
+def test_a_thaw_in_one_pod_runs_where_the_freeze_was_although_another_is_the_first_by_name_now(cli, tmp_path):
+    """A Deployment that grows during the backup: the new pod must not get the thaw of the old one."""
+    stage = Stage(cli, tmp_path)
+    cli.agent("db-0")
+    cli.online("db-0")
+    one = {"type": "Pod", "pod": {"selector": "app=db", "strategy": "ExecuteOnOne"}}
+    freeze = stage.hook("freeze", stage.note("freeze $PODHOOK_POD"), executor=one)
+    thaw = stage.hook("thaw", stage.note("thaw $PODHOOK_POD"), executor=one)
+    wait = f"{stage.note('command')}; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"
+    report = tmp_path / "report.json"
+    running = stage.start(stage.plan([freeze], [thaw]), "--report", report, "--", "sh", "-c", wait)
+    stage.until("command")
+    cli.agent("a-new")
+    cli.online("a-new", "db-0")
+    (tmp_path / "go").touch()
+    assert running.wait(60) == 0, "".join(running.err)
+    written = json.loads(report.read_text())
+    assert [each["run"]["targets"][0]["pod"] for each in written["hooks"]] == ["db-0", "db-0"]
+    assert written["unreached"] == []
