@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.cli.exits import tell
-from agent.cli.view import WIDTH_WITHOUT_TERMINAL, ErrorConsole, RunView, print_result, state_text
+from agent.cli.view import WIDTH_WITHOUT_TERMINAL, ErrorConsole, RunView, drawn, print_result, state_text
 from agent.contract.durations import format_duration
 from agent.contract.errors import BadInput
 from agent.coordinator.around import HookEnd, Pre, State
@@ -177,7 +177,7 @@ def _table(record: Record) -> Table:
     state = "not_run" if command is None else "succeeded" if command.code == 0 else "failed"
     seconds = format_duration(command.seconds) if command is not None and not command.error else "-"
     detail = "" if command is None else command.error or f"exit code {command.code}"
-    table.add_row("command", Text(record.program), state_text(state), seconds, Text(detail))
+    table.add_row("command", drawn(record.program), state_text(state), seconds, drawn(detail))
     for end in record.posts:
         table.add_row(*_row(end))
     return table
@@ -185,7 +185,7 @@ def _table(record: Record) -> Table:
 
 def _row(end: HookEnd) -> tuple[str, Text, Text, str, Text]:
     seconds = format_duration(end.run.duration_seconds) if end.run is not None else "-"
-    return str(end.hook.phase), Text(end.hook.title), state_text(str(end.state)), seconds, Text(end.why)
+    return str(end.hook.phase), drawn(end.hook.title), state_text(str(end.state)), seconds, drawn(end.why)
 
 
 def _sentence(record: Record) -> str:

@@ -511,3 +511,17 @@ def test_a_thaw_in_one_pod_runs_where_the_freeze_was_although_another_is_the_fir
     written = json.loads(report.read_text())
     assert [each["run"]["targets"][0]["pod"] for each in written["hooks"]] == ["db-0", "db-0"]
     assert written["unreached"] == []
+
+
+def test_what_emptied_its_environment_and_lost_its_parent_is_gone_before_post_hooks_too(stage):
+    """`sudo mysqldump` in a script: no mark of ours, and nobody between it and init once the script has ended."""
+    file = stage.directory / "pid"
+    inner = f"trap '' TERM; echo $$ > {file}; while :; do sleep 600; done"
+    (stage.directory / "dump").write_text(inner + "\n")
+    lives = f"p=$(cat {file}); [ -e /proc/$p ] && ! grep -q '^State:.Z' /proc/$p/status && {stage.note('alive')}"
+    plan = stage.plan([], [stage.hook("post", f"{lives}; {stage.note('post')}", executor=OPERATOR)])
+    running = stage.start(plan, "--grace", "300ms", "--", "sh", "-c", f"env -i sh {stage.directory}/dump; true")
+    poll(lambda: file.exists() and file.read_text(), "it runs", 20)
+    running.process.send_signal(signal.SIGTERM)
+    assert running.wait(60) == 143
+    assert stage.lines == ["post"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -9,8 +10,10 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 from agent.cli.reporting import AroundView, Reporter
+from agent.cli.view import RunView
 from agent.contract.errors import BadInput
 from tests.cli.conftest import Cli
 from tests.cli.test_around import OPERATOR, Stage
@@ -110,3 +113,21 @@ def test_without_a_terminal_sigint_is_the_shells_to_ignore(stage):
     done = after(stage, "signal.signal(signal.SIGINT, signal.SIG_IGN)", plan, "--", "sh", "-c", shell)
     assert (done.returncode, stage.lines) == (0, ["command", "Always", "OnSuccess"])
     assert signal.Signals.SIGINT.name not in done.stderr
+
+
+def test_names_and_messages_steer_no_terminal_and_are_no_markup(stage):
+    """They come from clusters, plans and agents."""
+    name = "\x1b]0;mine\x07\x1b[2J[/red]"
+    plan = stage.plan([], [stage.hook("x", "exit 3", executor=OPERATOR) | {"name": name}])
+    done = after(stage, "", plan, "--", "true")
+    assert done.returncode == 123
+    assert "\x1b" not in done.stderr
+    assert "\x07" not in done.stderr
+    assert r"\x1b]0;mine\x07\x1b[2J[/red] operator failed" in done.stderr
+
+
+def test_the_live_table_of_a_hook_whose_name_is_markup_is_drawn():
+    view = RunView("[/red]\x1b[2J")
+    console = Console(file=io.StringIO(), width=100)
+    console.print(view._table())
+    assert r"[/red]\x1b[2J" in console.file.getvalue()
