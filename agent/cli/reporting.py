@@ -33,7 +33,8 @@ _READER_SECONDS = 10
 class Reporter:
     """Writes the report, if one is wanted. Each time all of it, in one step: who reads sees the old one or the new.
 
-    A pipe or a device cannot be replaced: it is held from `check` on, and gets the last report only.
+    `decided` is the exit code once the operation has ended: what fails after that changes neither. A pipe or a device
+    cannot be replaced: it is held from `check` on, and gets the last report only.
     """
 
     def __init__(self, file: Path | None, plan: str, operation: str) -> None:
@@ -42,6 +43,7 @@ class Reporter:
         self._operation = operation
         self.plan = plan
         self.namespace = ""
+        self.decided: int | None = None
 
     def check(self) -> None:
         """Whether it can be written, before anything is run. Raises BadInput."""
@@ -62,11 +64,16 @@ class Reporter:
 
     def write(self, record: Record) -> None:
         """The report as far as it has come; a disk that is full decides nothing."""
+        if record.stage == "ended":
+            self.decided = record.exit_code
         if self._held is None or record.stage == "ended":
             self._write(report_of(record, plan=self.plan, namespace=self.namespace))
 
     def nothing_ran(self, exit_code: int, code: str, message: str) -> int:
         """Say why nothing was begun, there and to people; returns the exit code."""
+        if self.decided is not None:
+            tell("what came after the end of the operation changes nothing about it")
+            return self.decided
         tell(message)
         self._write(
             report_of_nothing(

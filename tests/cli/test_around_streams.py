@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import pytest
 from rich.console import Console
@@ -15,6 +16,8 @@ from rich.console import Console
 from agent.cli.reporting import AroundView, Reporter
 from agent.cli.view import RunView
 from agent.contract.errors import BadInput
+from agent.coordinator.around import Kind
+from agent.coordinator.operation import Record
 from tests.cli.conftest import Cli
 from tests.cli.test_around import OPERATOR, Stage
 
@@ -131,3 +134,15 @@ def test_the_live_table_of_a_hook_whose_name_is_markup_is_drawn():
     console = Console(file=io.StringIO(), width=100)
     console.print(view._table())
     assert r"[/red]\x1b[2J" in console.file.getvalue()
+
+
+def test_an_interrupt_after_the_end_does_not_say_that_nothing_ran(stage, capsys):
+    """The signal handlers are gone before the interpreter is, and so may be the broker's connection."""
+    file = stage.directory / "report.json"
+    reporter = Reporter(file, "p", "backup")
+    reporter.check()
+    record = Record(Kind.BACKUP, "dump", datetime.now(UTC), stage="ended", exit_code=7)
+    reporter.write(record)
+    assert reporter.nothing_ran(125, "interrupted", "interrupted before anything ran") == 7
+    assert json.loads(file.read_text())["exit_code"] == 7
+    assert "nothing ran" not in capsys.readouterr().err
