@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -373,6 +374,7 @@ def test_the_second_ends_the_present_post_hook_and_the_next_still_runs(stage):
     for said in ("post hooks run to their end", "ending the present post hook"):
         running.interrupt()
         poll(lambda said=said: any(said in line for line in running.err), said)
+        time.sleep(0.6)  # what comes within half a second is one signal
     assert running.wait(60) == 125
     assert stage.lines == ["begun"] * 2 + ["Always", "OnSuccess"]
 
@@ -386,6 +388,7 @@ def test_the_third_runs_no_further_post_hook_and_says_what_may_be_frozen(stage):
     for said in ("post hooks run to their end", "ending the present post hook", "no further post hook is run"):
         running.interrupt()
         poll(lambda said=said: any(said in line for line in running.err), said)
+        time.sleep(0.6)  # what comes within half a second is one signal
     assert running.wait(60) == 125
     (stage.directory / "go").touch()
     assert stage.lines == ["begun"] * 2
