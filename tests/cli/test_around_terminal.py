@@ -86,7 +86,7 @@ def test_ctrl_c_reaches_the_command_once_and_post_hooks_run(terminal, tmp_path):
     terminal.type("\x03")
     terminal.until("code=9")
     assert marks.read_text() == "got\n"
-    assert b"thaw /operator succeeded" in terminal.drawn
+    assert b"thaw operator succeeded" in terminal.drawn
 
 
 def test_ctrl_c_ends_all_of_a_pipeline_and_the_code_is_the_commands(terminal, tmp_path):
@@ -95,7 +95,7 @@ def test_ctrl_c_ends_all_of_a_pipeline_and_the_code_is_the_commands(terminal, tm
     terminal.until("ready-2")
     terminal.type("\x03")
     terminal.until("code=130")
-    assert b"thaw /operator succeeded" in terminal.drawn
+    assert b"thaw operator succeeded" in terminal.drawn
 
 
 def test_the_command_reads_from_the_terminal(terminal, tmp_path):
@@ -134,7 +134,7 @@ def test_ctrl_z_stops_podhook_and_the_command_and_fg_goes_on(terminal, tmp_path)
     poll(lambda: psutil.STATUS_STOPPED not in states(), "all of it goes on")
     terminal.type("hello\n")
     terminal.until("got <hello>")
-    terminal.until("thaw /operator succeeded")
+    terminal.until("thaw operator succeeded")
 
 
 def test_a_terminal_that_is_closed_ends_the_command_and_post_hooks_still_run(terminal, tmp_path):
