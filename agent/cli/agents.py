@@ -175,7 +175,7 @@ def table_of(presences: list[Presence], clocks: Mapping[tuple[str, str], float],
     from rich.table import Table
     from rich.text import Text
 
-    from agent.cli.view import verified_text
+    from agent.cli.view import drawn, verified_text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("NAMESPACE", "POD", "STATE", "CONTAINERS", "LABELS", "VERSION", "VERIFIED", "SKEW", "PROBLEMS"):
@@ -184,12 +184,12 @@ def table_of(presences: list[Presence], clocks: Mapping[tuple[str, str], float],
         skew = clocks.get((presence.namespace, presence.pod))
         labels = ",".join(f"{key}={value}" for key, value in sorted(presence.labels.items()))
         table.add_row(
-            Text(presence.namespace),
-            Text(presence.pod),
+            drawn(presence.namespace),
+            drawn(presence.pod),
             Text(presence.state, style="green" if presence.state == "online" else "red"),
-            Text(",".join(presence.containers)),
-            Text(labels),
-            Text(presence.version),
+            drawn(",".join(presence.containers)),
+            drawn(labels),
+            drawn(presence.version),
             verified_text(verified),
             Text(f"{skew:+.1f}s" if skew is not None and presence.state == "online" else ""),
             Text(str(len(presence.problems)) if presence.problems else ""),

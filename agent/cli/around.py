@@ -197,7 +197,7 @@ def command(
         code = reporter.nothing_ran(INTERRUPTED, "interrupted", "interrupted before anything ran")
     except Exception:  # noqa: BLE001 (1, as Python would end, might be the command's own)
         traceback.print_exc()
-        code = INTERRUPTED
+        code = INTERRUPTED if reporter.decided is None else reporter.decided
     raise typer.Exit(code)
 
 

@@ -43,7 +43,12 @@ def fail(code: Exit, message: str) -> NoReturn:
 def tell(message: str) -> None:
     """Say something on standard error, if somebody is there to read it: its end must not end what is told about."""
     with suppress(OSError):
-        print(f"podhook: {message}", file=sys.stderr, flush=True)
+        print(drawable(f"podhook: {message}"), file=sys.stderr, flush=True)
+
+
+def drawable(text: str) -> str:
+    """What may be drawn on a terminal: names and messages come from clusters and agents, and may try to steer it."""
+    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def logs_for_people() -> None:

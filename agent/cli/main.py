@@ -77,4 +77,7 @@ def _podhook(
 
 def main() -> None:
     """Entry point."""
+    from agent.cli.streams import fill_closed
+
+    fill_closed()
     app(prog_name="podhook")

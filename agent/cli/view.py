@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from agent.cli.exits import tell
+from agent.cli.exits import drawable, tell
 from agent.contract.durations import format_duration
 from agent.contract.messages import Result
 from agent.contract.states import Outcome
@@ -42,13 +42,24 @@ _STEPS = frozenset({"triggered", "accepted", "ready", "go", "started"})
 MAX_REASONS = 8
 
 
+class ErrorConsole(Console):
+    """Standard error. Rich's own, once nobody reads it, turns standard output to /dev/null and ends with code 1."""
+
+    def __init__(self, *, width: int | None = None) -> None:
+        super().__init__(stderr=True, width=width)
+
+    def on_broken_pipe(self) -> None:
+        """Raise BrokenPipeError again, for whoever writes."""
+        raise BrokenPipeError
+
+
 class RunView:
     """Watches one run. Everything goes to standard error, so standard output stays the result's."""
 
     def __init__(self, hook: str) -> None:
         self._hook = hook
         self._run_id = ""
-        self._console = Console(stderr=True)
+        self._console = ErrorConsole()
         self._rows: dict[Target, tuple[str, str]] = {}
         self._begun = time.monotonic()
         live = self._console.is_terminal and not self._console.is_dumb_terminal
@@ -102,11 +113,11 @@ class RunView:
         if event.text:
             words.append(f"- {event.text}")
         with contextlib.suppress(OSError):  # whoever read it may be gone; the run is not
-            print(" ".join(words), file=sys.stderr, flush=True)
+            print(drawable(" ".join(words)), file=sys.stderr, flush=True)
 
     def _table(self) -> Table:
         table = Table(
-            title=f"{self._hook}  {time.monotonic() - self._begun:.1f}s  run {self._run_id}",
+            title=drawn(f"{self._hook}  {time.monotonic() - self._begun:.1f}s  run {self._run_id}"),
             box=box.SIMPLE,
             title_justify="left",
         )
@@ -114,7 +125,7 @@ class RunView:
             table.add_column(column, overflow="ellipsis", no_wrap=True)
         rows = list(self._rows.items())  # one step: it is drawn by a thread
         for target, (state, text) in sorted(rows)[:MAX_LIVE_ROWS]:
-            table.add_row(Text(str(target)), state_text(state), Text(text))
+            table.add_row(drawn(str(target)), state_text(state), drawn(text))
         if len(rows) > MAX_LIVE_ROWS:
             ended = sum(state in set(Outcome) for _, (state, _) in rows)
             table.add_row(f"... {len(rows)} pods in all", f"{ended} ended", "")
@@ -142,8 +153,11 @@ def print_result(run: RunResult, console: Console | None = None) -> None:
             table.add_row(*_cells(each.target, str(each.result.outcome), each.attempt, each.result, verified))
         console.print(table)
     for note in run.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-    console.print(Text.assemble(f"{run.hook}: ", state_text(str(run.verdict)), f" - {_sentence(run)}"), soft_wrap=True)
+        console.print(drawn(f"note: {note}"), soft_wrap=True)
+    console.print(
+        Text.assemble(drawn(f"{run.hook}: "), state_text(str(run.verdict)), drawn(f" - {_sentence(run)}")),
+        soft_wrap=True,
+    )
 
 
 def print_picture(picture: Picture) -> None:
@@ -163,9 +177,11 @@ def print_picture(picture: Picture) -> None:
     for what, who in unheard.items():
         if who:
             names = ", ".join(map(str, who[:MAX_LIVE_ROWS])) + (", ..." if len(who) > MAX_LIVE_ROWS else "")
-            console.print(f"{what}: {names}", markup=False, highlight=False, soft_wrap=True)
+            console.print(drawn(f"{what}: {names}"), soft_wrap=True)
     hook = f"{picture.hook or 'run'}: "
-    console.print(Text.assemble(hook, state_text(str(picture.verdict)), f" - {_told(picture)}"), soft_wrap=True)
+    console.print(
+        Text.assemble(drawn(hook), state_text(str(picture.verdict)), drawn(f" - {_told(picture)}")), soft_wrap=True
+    )
 
 
 def _told(picture: Picture) -> str:
@@ -188,7 +204,7 @@ def runs_table(pictures: Iterable[Picture]) -> Table:
         count = each.aims.count if each.aims else "?"
         states = ", ".join(f"{number} {state}" for state, number in sorted(each.states.items()))
         pods = f"{len(each.known)}/{count}"
-        table.add_row(each.run_id, Text(each.hook), begun, pods, state_text(str(each.verdict)), states)
+        table.add_row(each.run_id, drawn(each.hook), begun, pods, state_text(str(each.verdict)), states)
     return table
 
 
@@ -206,9 +222,9 @@ def _cells(
     target: Target, state: str, attempt: int, result: Result | None, verified: Text
 ) -> tuple[Text, Text, Text, str, Text]:
     if result is None:
-        return Text(str(target)), state_text(state), verified, "-", Text(f"attempt {attempt}")
+        return drawn(str(target)), state_text(state), verified, "-", Text(f"attempt {attempt}")
     time_taken = format_duration(result.duration_seconds) if result.started_at else "-"
-    return Text(str(target)), state_text(state), verified, time_taken, Text(detail_of(result, attempt))
+    return drawn(str(target)), state_text(state), verified, time_taken, drawn(detail_of(result, attempt))
 
 
 def verified_text(verified: bool) -> Text:
@@ -253,6 +269,11 @@ def summary_of(runs: Iterable[RunResult]) -> str:
     for run in runs:
         counts[str(run.verdict)] = counts.get(str(run.verdict), 0) + 1
     return ", ".join(f"{count} {verdict.replace('_', ' ')}" for verdict, count in counts.items())
+
+
+def drawn(text: str) -> Text:
+    """Text as it stands: no markup of rich's, and nothing that steers a terminal."""
+    return Text(drawable(text))
 
 
 def state_text(state: str) -> Text:

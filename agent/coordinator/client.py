@@ -16,7 +16,7 @@ import uuid_utils
 from agent.bus.broker import Broker, parse_broker
 from agent.bus.link import Link
 from agent.bus.types import Connected, Delivery, Disconnected, LinkOptions
-from agent.contract.errors import BadInput, InvalidSettings
+from agent.contract.errors import BadInput, BrokerRefused, InvalidSettings
 from agent.contract.messages import MAX_LISTED, AttemptReport, ErrorDetail, Presence, Query, check_run_id
 from agent.contract.templates import Executor, Hook, PodExecutor
 from agent.contract.topics import Topics, is_level
@@ -53,6 +53,8 @@ NOWHERE = "mqtt://invalid."
 _NO_BROKER = "agents are reached over a broker, and this coordinator was given none; give its URL"
 #: Said of a run that somebody cancelled while it was still asked where it runs.
 _TOO_LATE = ErrorDetail(code="cancelled", message="cancelled before anything was triggered; nothing ran")
+#: How often is looked whether a broker that refused us still does.
+_REFUSED_PAUSE_SECONDS = 0.5
 #: Who is asked for its clock, and is well, answers within this.
 CLOCK_SECONDS = 1.5
 
@@ -208,12 +210,24 @@ class Coordinator:
     async def wait_connected(self, within_seconds: float) -> None:
         """Wait until the broker is there, again; a coordinator without one has nothing to wait for.
 
+        A no is not the last word: a broker that restarts may not know its users yet, and the link asks again.
+
         Raises:
             LinkDown: it is not, within that time.
-            BrokerRefused: it answered and said no.
+            BrokerRefused: it still says no at the end of that time.
         """
-        if self._reachable:
-            await self._link.wait_up(within_seconds)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + within_seconds
+        while self._reachable:
+            try:
+                await self._link.wait_up(max(0.0, until - loop.time()))
+            except BrokerRefused:
+                left = until - loop.time()
+                if left <= 0:
+                    raise
+                await asyncio.sleep(min(_REFUSED_PAUSE_SECONDS, left))
+            else:
+                return
 
     # -- who is there
 

@@ -6,7 +6,9 @@
 | the command runs | it is passed on | it is passed on | the command is killed |
 | post hooks run | nothing: they run to their end | the present one is cancelled | no further one is run |
 
-Each row counts for itself: a hurried double Ctrl-C must not end a thaw that it did not speak of.
+Each row counts for itself: a hurried double Ctrl-C must not end a thaw that it did not speak of. While post hooks run,
+signals that follow within half a second are one: a key that is held down sends thirty a second, and a terminal that is
+closed sends SIGHUP twice, once by its shell.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
 _OF_TERMINALS = (signal.SIGINT, signal.SIGQUIT)
 #: Who has its own use for Ctrl-C (a database's shell) must not be killed by the third in an hour.
 _TOGETHER_SECONDS = 10.0
+#: Nobody reads what the last signal did, and means the next one, in less.
+_ONE_SECONDS = 0.5
 
 
 class Cancel(Protocol):
@@ -52,6 +56,7 @@ class Interrupts:
         self._command: Wrapped | None = None
         self._stage = "pre"
         self._came: list[float] = []
+        self._last = float("-inf")
         self._timer: asyncio.TimerHandle | None = None
         self._killing: asyncio.Task[list[int]] | None = None
         self.stopped_by = ""
@@ -66,7 +71,11 @@ class Interrupts:
             if self._command is not None:
                 self._command.signal(number)
             return
-        self._came.append(_clock())
+        now = _clock()
+        same, self._last = now - self._last < _ONE_SECONDS, now
+        if same and self._stage == "post" and self._came:
+            return
+        self._came.append(now)
         if self._stage == "pre":
             self._before(number)
         elif self._command is not None:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import structlog
 import uuid_utils
 
 from agent.contract.durations import format_duration
 from agent.contract.errors import PodhookError
+from agent.coordinator.aftermath import Aftermath
 from agent.coordinator.around import (
     CommandEnd,
     HookEnd,
@@ -32,7 +33,6 @@ from agent.coordinator.around import (
     left_behind,
     names,
     operation_succeeded,
-    touched,
 )
 from agent.coordinator.calls import HookCall
 from agent.coordinator.client import Coordinator, utc_now
@@ -43,14 +43,11 @@ from agent.coordinator.targets import why_not
 from agent.coordinator.wrapped import NotStarted, Wrapped
 
 log = structlog.get_logger("podhook.coordinator")
-T = TypeVar("T")
 
 #: After a signal to us, the command has this long. Kubernetes kills a pod after 30 s, and post hooks need some of them.
 GRACE_SECONDS = 10.0
 #: Before a post hook: how long a broker, or the agent of a pod that a pre hook was in, may take to come back.
 RECONNECT_SECONDS = 60.0
-#: How often is looked whether agents are back, where nobody says it.
-_LOOK_SECONDS = 2.0
 _FAULT = "a fault in podhook itself ended it: see the log"
 
 
@@ -127,7 +124,7 @@ class Operation:
         self._watcher = watcher
         self._options = options
         self._interrupts = Interrupts(coordinator.cancel, watcher.say, options.grace_seconds)
-        self._meant: dict[PlannedHook, frozenset[tuple[str, str]]] = {}
+        self._aftermath = Aftermath(coordinator, self._interrupts, watcher.say, options.reconnect_seconds)
         self.record = Record(kind, argv[0], now())
 
     def signalled(self, number: signal.Signals) -> None:
@@ -177,7 +174,7 @@ class Operation:
             if not hook.in_pods or self._interrupts.stopped_by:
                 continue
             selection = await self._coordinator.select(hook.call)
-            self._meant[hook] = frozenset(each.key for each in selection.targets)
+            self._aftermath.meant[hook] = frozenset(each.key for each in selection.targets)
             if (error := why_not(hook.call, hook.call.pods(), selection)) is not None:
                 problems.append(f"{hook}: {error.message}")
         return "; ".join(problems)
@@ -277,56 +274,11 @@ class Operation:
         self._interrupts.next_hook()
         wanted = self._wanted(hook)
         if hook.in_pods:
-            if not await self._unless_cut(self._coordinator.wait_connected(self._options.reconnect_seconds)):
+            aimed = await self._aftermath.aimed(hook, call, self.record.pres)
+            if aimed is None:
                 return HookEnd(hook, State.FAILED, "ended while it waited for the broker", unreached=names(wanted))
-            wanted = await self._awaited(call, wanted)
-            call = replace(call, allow_missing=True)
+            call, wanted = aimed
         return await self._one(hook, call, frozenset() if hook.call.allow_missing else wanted)
 
     def _wanted(self, hook: PlannedHook) -> frozenset[tuple[str, str]]:
-        """Pods in which this hook has to succeed: a pre hook did something there, and it was meant for them."""
-        if not hook.in_pods or hook.call.pods().strategy != "ExecuteOnAll":
-            return frozenset()
-        began = touched(each.run for each in self.record.pres if each.run is not None and each.hook.in_pods)
-        return began & self._meant.get(hook, frozenset())
-
-    async def _awaited(self, call: HookCall, wanted: frozenset[tuple[str, str]]) -> frozenset[tuple[str, str]]:
-        """Wait, with a bound, until the agents of these pods are there; returns those that can still be expected.
-
-        Of a pod that the cluster does not have any more nothing is expected. Where only agents say which pods there
-        are, one that is away may be on its way back: brokers forget presence when they restart.
-        """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._options.reconnect_seconds
-        while wanted:
-            selection = await self._coordinator.select(call)
-            there = {each.key for each in selection.targets}
-            if self._coordinator.knows_pods:
-                wanted &= there | {each.key for each in (*selection.missing, *selection.unready)}
-            left = deadline - loop.time()
-            if wanted <= there or left <= 0:
-                break
-            self._watcher.say(f"waiting for the agents of {', '.join(names(wanted - there))}")
-            await self._coordinator.agents()
-            changed = asyncio.wait_for(self._coordinator.presence_changed(), min(_LOOK_SECONDS, left))
-            try:
-                if not await self._unless_cut(changed):
-                    break
-            except TimeoutError:
-                continue
-        return wanted
-
-    async def _unless_cut(self, what: Awaitable[None]) -> bool:
-        """Wait for it; False if somebody who sends signals wants to wait no longer."""
-        waiting = asyncio.ensure_future(what)
-        cut = asyncio.create_task(self._interrupts.cut.wait(), name="cut short")
-        try:
-            await asyncio.wait({waiting, cut}, return_when=asyncio.FIRST_COMPLETED)
-            if not waiting.done():
-                return False
-            waiting.result()
-            return True
-        finally:
-            for each in (waiting, cut):
-                each.cancel()
-            await asyncio.gather(waiting, cut, return_exceptions=True)
+        return self._aftermath.wanted(hook, self.record.pres)

@@ -63,7 +63,10 @@ class Wrapped:
             NotStarted: it could not be.
         """
         self.shares_terminal = has_terminal()
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:  # inherited: the kernel would reap, and tell nobody
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         mark = secrets.token_hex(8)
+        self._known: dict[int, int] = {}
         self._mark = f"{MARK_VARIABLE}={mark}".encode()
         try:
             self._popen = subprocess.Popen(  # noqa: S603 (running it is the purpose)
@@ -101,18 +104,20 @@ class Wrapped:
 
     def signal(self, number: signal.Signals) -> None:
         """Pass a signal on to the command and all that it started."""
+        living = self.living()  # before the signal: whoever it ends first orphans others
         if not self.shares_terminal and self.pid > 1:
             try:
                 os.killpg(self.pid, number)
             except OSError:
                 return
-        for pid, started in self.living().items():
+        for pid, started in (living | self.living()).items():
             if self.shares_terminal or not _in_group(pid, self.pid):
                 send_signal(pid, started, number)
 
     def living(self) -> dict[int, int]:
         """Pids (and start times) of the command and all that it started, as far as they live."""
-        return descendants(self.pid, self._mark)
+        self._known = descendants(self.pid, self._mark, self._known)
+        return dict(self._known)
 
     async def kill(self) -> list[int]:
         """SIGKILL to all of it; returns pids that outlived that (uninterruptible sleep)."""

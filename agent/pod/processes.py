@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from agent.contract.errors import ErrorCode
@@ -173,6 +174,7 @@ class LocalProcess:
         self._pid = self.pid = process.pid
         self._pidfd = pidfd
         self._mark = f"{MARK_VARIABLE}={mark}".encode()
+        self._known: dict[int, int] = {}
         self.stdout = stdout
         self.stderr = stderr
 
@@ -189,6 +191,7 @@ class LocalProcess:
 
     def terminate(self) -> None:
         """See `Process.terminate`."""
+        self._known = self._descendants()  # whoever ends first orphans others
         self._signal_group(signal.SIGTERM)
 
     async def remaining(self) -> list[int]:
@@ -197,14 +200,17 @@ class LocalProcess:
 
     def others(self) -> list[int]:
         """The same, for whoever is not on an event loop."""
-        return sorted(pid for pid in descendants(self._pid, self._mark) if pid != self._pid)
+        return sorted(pid for pid in self._descendants() if pid != self._pid)
+
+    def _descendants(self) -> dict[int, int]:
+        return descendants(self._pid, self._mark, self._known)
 
     async def kill_everything(self) -> list[int]:
         """See `Process.kill_everything`."""
         left: dict[int, int] = {}
         for pause in (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 0):
             self._signal_group(signal.SIGKILL)  # before the first pause: who calls may be cancelled in it
-            left = descendants(self._pid, self._mark)
+            left = self._known = self._descendants()
             for pid, started in left.items():
                 _kill(pid, started)
             if not left:
@@ -255,11 +261,12 @@ class _Stat:
     started: int
 
 
-def descendants(root: int, mark: bytes) -> dict[int, int]:
+def descendants(root: int, mark: bytes, known: Mapping[int, int] = MappingProxyType({})) -> dict[int, int]:
     """Living processes that belong to `root`, as {pid: start time}: its children and theirs, its session, strays.
 
     A stray called setsid and lost its parent, so it hangs below pid 1 or below the agent; `mark` (an environment
-    variable) tells whose it is. The agent itself is never among them.
+    variable) tells whose it is. One that emptied its environment as well (sudo, `env -i`) is found only if it is
+    `known` from a look before its parent ended. The agent itself is never among them.
     """
     me = os.getpid()
     orphanages = (0, 1, me)
@@ -277,7 +284,9 @@ def descendants(root: int, mark: bytes) -> dict[int, int]:
     found = {
         pid
         for pid, stat in young.items()
-        if root in (pid, stat.session) or (stat.parent in orphanages and _carries(pid, mark))
+        if root in (pid, stat.session)
+        or known.get(pid) == stat.started
+        or (stat.parent in orphanages and _carries(pid, mark))
     }
     grown = True
     while grown:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -373,6 +374,7 @@ def test_the_second_ends_the_present_post_hook_and_the_next_still_runs(stage):
     for said in ("post hooks run to their end", "ending the present post hook"):
         running.interrupt()
         poll(lambda said=said: any(said in line for line in running.err), said)
+        time.sleep(0.6)  # what comes within half a second is one signal
     assert running.wait(60) == 125
     assert stage.lines == ["begun"] * 2 + ["Always", "OnSuccess"]
 
@@ -386,6 +388,7 @@ def test_the_third_runs_no_further_post_hook_and_says_what_may_be_frozen(stage):
     for said in ("post hooks run to their end", "ending the present post hook", "no further post hook is run"):
         running.interrupt()
         poll(lambda said=said: any(said in line for line in running.err), said)
+        time.sleep(0.6)  # what comes within half a second is one signal
     assert running.wait(60) == 125
     (stage.directory / "go").touch()
     assert stage.lines == ["begun"] * 2
@@ -494,3 +497,38 @@ def test_one_agent_that_is_gone_keeps_nobody_else_frozen(cli, tmp_path):
     written = json.loads(report.read_text())
     assert written["unreached"] == ["default/db-1"]
     assert written["hooks"][-1]["why"] == "succeeded, but not in default/db-1: no live agent there"
+
+
+def test_a_thaw_in_one_pod_runs_where_the_freeze_was_although_another_is_the_first_by_name_now(cli, tmp_path):
+    """A Deployment that grows during the backup: the new pod must not get the thaw of the old one."""
+    stage = Stage(cli, tmp_path)
+    cli.agent("db-0")
+    cli.online("db-0")
+    one = {"type": "Pod", "pod": {"selector": "app=db", "strategy": "ExecuteOnOne"}}
+    freeze = stage.hook("freeze", stage.note("freeze $PODHOOK_POD"), executor=one)
+    thaw = stage.hook("thaw", stage.note("thaw $PODHOOK_POD"), executor=one)
+    wait = f"{stage.note('command')}; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"
+    report = tmp_path / "report.json"
+    running = stage.start(stage.plan([freeze], [thaw]), "--report", report, "--", "sh", "-c", wait)
+    stage.until("command")
+    cli.agent("a-new")
+    cli.online("a-new", "db-0")
+    (tmp_path / "go").touch()
+    assert running.wait(60) == 0, "".join(running.err)
+    written = json.loads(report.read_text())
+    assert [each["run"]["targets"][0]["pod"] for each in written["hooks"]] == ["db-0", "db-0"]
+    assert written["unreached"] == []
+
+
+def test_what_emptied_its_environment_and_lost_its_parent_is_gone_before_post_hooks_too(stage):
+    """`sudo mysqldump` in a script: no mark of ours, and nobody between it and init once the script has ended."""
+    file = stage.directory / "pid"
+    inner = f"trap '' TERM; echo $$ > {file}; while :; do sleep 600; done"
+    (stage.directory / "dump").write_text(inner + "\n")
+    lives = f"p=$(cat {file}); [ -e /proc/$p ] && ! grep -q '^State:.Z' /proc/$p/status && {stage.note('alive')}"
+    plan = stage.plan([], [stage.hook("post", f"{lives}; {stage.note('post')}", executor=OPERATOR)])
+    running = stage.start(plan, "--grace", "300ms", "--", "sh", "-c", f"env -i sh {stage.directory}/dump; true")
+    poll(lambda: file.exists() and file.read_text(), "it runs", 20)
+    running.process.send_signal(signal.SIGTERM)
+    assert running.wait(60) == 143
+    assert stage.lines == ["post"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 
 import pytest
@@ -106,8 +107,10 @@ async def test_after_its_grace_a_command_is_killed_and_without_sigterm_there_is_
     ("signals", "cancelled", "cut", "given_up"),
     [([TERM], [], False, False), ([TERM, INT], [10.0], True, False), ([INT, INT, INT], [10.0, 0], True, True)],
 )
-async def test_while_post_hooks_run(signals, cancelled, cut, given_up):
+async def test_while_post_hooks_run(signals, cancelled, cut, given_up, monkeypatch):
     world = World()
+    times = itertools.count(100.0)
+    monkeypatch.setattr("agent.coordinator.interrupts._clock", lambda: next(times))
     world.interrupts.signalled(INT)  # what came before says nothing about them
     world.cancelled.clear()
     world.interrupts.after_command()
@@ -116,3 +119,17 @@ async def test_while_post_hooks_run(signals, cancelled, cut, given_up):
     assert (world.cancelled, world.interrupts.cut.is_set(), world.interrupts.given_up) == (cancelled, cut, given_up)
     world.interrupts.next_hook()
     assert not world.interrupts.cut.is_set()
+
+
+async def test_a_key_that_is_held_down_ends_no_thaw(monkeypatch):
+    """It began in the command, and goes on for three seconds of the thaw: one signal, and the first ends nothing."""
+    world, command = World(), Command(shares_terminal=True)
+    times = itertools.count(0, 1 / 30)
+    monkeypatch.setattr("agent.coordinator.interrupts._clock", lambda: next(times))
+    with world.interrupts.of_command(command):
+        world.interrupts.signalled(INT)
+    world.interrupts.after_command()
+    for _ in range(90):
+        world.interrupts.signalled(INT)
+    assert (world.cancelled, world.interrupts.given_up) == ([], False)
+    assert len(world.said) == 1

@@ -369,6 +369,19 @@ async def test_an_attempt_whose_id_begins_like_ours_is_not_ours(start):
     assert mine.others() == []
 
 
+async def test_what_emptied_its_environment_is_killed_although_sigterm_ended_its_parent(start, tmp_path):
+    """`sudo`, `env -i`: no mark, and after SIGTERM nobody between it and init."""
+    process = start("sh", "-c", f"cd {tmp_path}; env -i setsid sh -c 'echo $$ >pid; exec {SLEEP}' & wait")
+    stray = await pid_in(tmp_path / "pid")
+    await until(lambda: (stat := _stat(stray)) and stat.session == stray, "it has a session of its own")
+    process.terminate()
+    assert await process.wait() == ExitStatus(signal="SIGTERM")
+    assert alive(stray)
+    assert process.others() == [stray]
+    assert await process.kill_everything() == []
+    assert not alive(stray)
+
+
 async def test_sigterm_goes_to_the_whole_group_and_not_beyond(start, tmp_path):
     line = (
         f"setsid {SLEEP} & echo $! >away; sh -c 'trap \"echo in-group; exit\" TERM; echo $$ >in; {SLEEP} & wait' & wait"
