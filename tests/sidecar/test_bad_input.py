@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from agent.bus.link import Link
 from agent.bus.types import Delivery
 from agent.sidecar.app import Agent
-from tests.agents import TRUE, AgentProcess, Client, Json, Stage, light_settings
+from tests.agents import TRUE, AgentProcess, Client, Json, Stage, light_settings, until
 
 DEEP = 100_000
 
@@ -180,7 +180,7 @@ async def test_bad_input_does_not_come_for_ever(any_stage: Stage) -> None:
     for number, (make, _, _) in enumerate(TOO_LARGE.values(), start=1):
         await client.send_bytes(agent, make(client, agent))  # it ends connections, and what is under way comes again
         if told > len(BAD):  # mosquitto passes none of them on
-            await until(lambda: len(agent.log("command.refused")) == number, "it was read away")
+            await until(lambda so_far=number: len(agent.log("command.refused")) == so_far, "it was read away")
     for make, _, _ in BAD.values():
         await client.send_bytes(agent, make(client, agent))
     await client.works(agent)
