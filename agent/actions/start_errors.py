@@ -60,7 +60,7 @@ _OF_THE_PROCESS = ("open /proc/PID", "root", "cwd", "environ", "ns/user")
 
 def not_started(program: str, container: str, error: StartError, user: str = "") -> Result:
     """The result of a command that did not start: 127 not found, 126 not executable, or what stood in the way."""
-    where = f"in container {container!r}"
+    where = f"in container {container!r}" if container else "on this machine"
     if error.step == "environment":
         message = (
             f"the main process of container {container!r} overwrote its environment, so command "

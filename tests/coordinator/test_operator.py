@@ -63,6 +63,14 @@ async def test_a_command_runs_on_the_coordinators_own_machine(text, verdict, cod
     assert ended.to_json()["targets"][0]["verified"] is True, "nobody else has said it"
 
 
+async def test_a_command_that_is_not_there_was_looked_for_on_this_machine():
+    ended = await run(here(exec={"command": ["no-such-program"]}))
+    assert ended.targets[0].result.exit_code == 127
+    assert "command 'no-such-program' was not found on this machine (searched in PATH" in (
+        ended.targets[0].result.error.message
+    )
+
+
 async def test_a_request_goes_out_from_here_and_its_answer_is_in_the_outcome(server):
     port, requests = server
     ended = await run(here(httpGet={"host": "127.0.0.1", "port": port, "path": "/freeze?now=1"}))
