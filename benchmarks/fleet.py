@@ -31,7 +31,8 @@ from tests.brokers import Mosquitto, mosquitto_binary
 from tests.cluster.world import World, a_world, pod
 
 AGENTS = 1000
-HOSTS = 2
+#: A process of agents is one core at most.
+HOSTS = max(2, os.cpu_count() or 2)
 ROUNDS = 3
 READY_SECONDS = 120
 HOOK = """\

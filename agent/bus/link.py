@@ -40,6 +40,7 @@ class Link:
         self._task: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
         self._tried = asyncio.Event()
+        self._leaving = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._keep_connected(), name="bus.link")
@@ -48,6 +49,7 @@ class Link:
 
     async def __aexit__(self, *_: object) -> None:
         if self._task is not None:
+            self._leaving.set()
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
@@ -109,11 +111,13 @@ class Link:
     async def _keep_connected(self) -> None:
         loop = asyncio.get_running_loop()
         pause = RECONNECT_FIRST_SECONDS
-        while True:
+        while not self._leaving.is_set():  # until Python 3.12 `wait_for` (in aiomqtt) may swallow the cancellation
             connection: Connection | None = None
             up_since, read_away = loop.time(), self._refused.read_away
             try:
                 connection = await self._open()
+                if self._leaving.is_set():
+                    raise asyncio.CancelledError
                 self._connection = connection
                 up_since = loop.time()
                 self._say(Connected(connection.limits), None)
@@ -123,6 +127,8 @@ class Link:
                 steady = connection is not None and loop.time() - up_since >= STEADY_SECONDS
                 if steady or self._refused.read_away > read_away:  # one message less stands in the way
                     pause = RECONNECT_FIRST_SECONDS
+                if self._leaving.is_set():
+                    return
                 retry = pause * random.uniform(0.5, 1)  # noqa: S311 (jitter, not a secret)
                 self._say(Disconnected(str(error), retry), error)
             except asyncio.CancelledError:

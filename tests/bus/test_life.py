@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 
@@ -179,3 +180,37 @@ async def test_a_will_that_cannot_even_be_made_ends_nothing(broker_url, topics_r
 
     async with Link(broker_url, LinkOptions(f"{topics_root}-odd", will=will)) as link:
         await next_event(link, Connected)
+
+
+class SwallowsCancellation:
+    """A connection that is made just when somebody cancels: `wait_for` of Python 3.11 then forgets that."""
+
+    closed = 0
+    opening: asyncio.Event
+
+    def __init__(self, *_: object) -> None:
+        self.limits = None
+        self.lost = asyncio.get_running_loop().create_future()
+
+    async def open(self) -> None:
+        self.opening.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        if self.fails:
+            raise LinkDown("and then it broke")
+
+    async def close(self) -> None:
+        type(self).closed += 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_leaving_ends_also_where_the_cancellation_was_swallowed(monkeypatch, fails):
+    monkeypatch.setattr(SwallowsCancellation, "fails", fails, raising=False)
+    monkeypatch.setattr(SwallowsCancellation, "closed", 0)
+    monkeypatch.setattr(SwallowsCancellation, "opening", asyncio.Event(), raising=False)
+    monkeypatch.setattr("agent.bus.link.Connection", SwallowsCancellation)
+    link = Link(parse_broker("mqtt://127.0.0.1:1"), LinkOptions("x", ()))
+    async with asyncio.timeout(20):
+        async with link:
+            await SwallowsCancellation.opening.wait()
+    assert (SwallowsCancellation.closed, link.up) == (0 if fails else 1, False)
