@@ -95,9 +95,8 @@ class Wrapped:
         finally:
             asyncio.get_running_loop().remove_reader(self._pidfd)
         ended = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 (it has exited)
+        assert ended is not None  # without WNOHANG it is waited for, and no end is made up
         seconds = time.monotonic() - self._begun
-        if ended is None:  # pragma: no cover (the pidfd said that it has)
-            return CommandEnd(exit_code=1, seconds=seconds)
         if ended.si_code == os.CLD_EXITED:
             return CommandEnd(exit_code=ended.si_status, seconds=seconds)
         return CommandEnd(signal=ended.si_status, seconds=seconds)
